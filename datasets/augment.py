@@ -1,0 +1,91 @@
+"""Geometry for whole batches, with parameters of its own for every sample.
+
+Cropping, resizing, flipping and blurring are all linear and separable: each is a matrix acting on the rows of an image
+and one acting on its columns. `separable` applies them; the other functions build them.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+ATTEMPTS = 10
+
+
+def random_resized_crop_boxes(
+    u: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float] = (3 / 4, 4 / 3)
+) -> Tensor:
+    """Boxes distributed as those of torchvision's RandomResizedCrop.
+
+    u (N, 2 * ATTEMPTS + 2) uniform in [0, 1). Each attempt proposes an area (uniform in `scale`, as a fraction of the
+    image) and an aspect ratio (log-uniform in `ratio`); the first box that fits is placed uniformly. If none fits, it
+    is the largest central box with an allowed ratio. Returns (N, 4) int64: top, left, height, width.
+    """
+    u = u.double()
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:, :ATTEMPTS])
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = (low + (high - low) * u[:, ATTEMPTS:-2]).exp()
+    w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.int().argmax(1, keepdim=True)
+    w, h = w.gather(1, first).squeeze(1), h.gather(1, first).squeeze(1)
+    box = torch.stack([u[:, -2] * (height - h + 1), u[:, -1] * (width - w + 1), h, w], dim=1).long()
+    return torch.where(fits.any(1, keepdim=True), box, torch.tensor(_central_box(height, width, ratio)))
+
+
+def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    h, w = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def crop_matrices(boxes: Tensor, flip: Tensor, height: int, width: int, size: int) -> tuple[Tensor, Tensor]:
+    """Crop, resize to size x size (bilinear, antialiased, as Pillow's crop followed by resize) and flip.
+
+    boxes (N, 4): top, left, height, width; flip (N,) bool: mirror left and right; height, width: of the images.
+    Returns rows (N, size, height) and cols (N, size, width) for `separable`.
+    """
+    top, left, h, w = boxes.unbind(1)
+    cols = _resize_matrix(left, w, width, size)
+    cols = torch.where(flip.view(-1, 1, 1), cols.flip(1), cols)
+    return _resize_matrix(top, h, height, size), cols
+
+
+def _resize_matrix(start: Tensor, length: Tensor, size_in: int, size_out: int) -> Tensor:
+    """(N, size_out, size_in): triangle filters as wide as an output pixel (but never narrower than an input pixel).
+
+    Pixels outside [start, start + length) get no weight, so nothing outside the crop leaks in.
+    """
+    start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
+    place = torch.arange(size_in, device=start.device)
+    step = length / size_out
+    centre = start + (torch.arange(size_out, device=start.device).view(1, -1, 1) + 0.5) * step
+    weight = (1 - (place + 0.5 - centre).abs() / step.clamp(min=1)).clamp(min=0)
+    weight = weight * ((place >= start) & (place < start + length))
+    return weight / weight.sum(2, keepdim=True)
+
+
+def blur_matrices(sigma: Tensor, size: int) -> Tensor:
+    """Gaussian blur with reflected borders along one side of length `size`, for `separable`.
+
+    sigma (N,) in pixels, 0 leaves the image as it is; the Gaussian reaches as far as it exceeds e^-20 of its peak
+    (6.3 sigma). Returns (N, size, size).
+    """
+    place, last = torch.arange(size, device=sigma.device), size - 1
+    target, source = place.view(-1, 1), place.view(1, -1)
+    exponent = torch.arange(2 * size - 1, device=sigma.device) ** 2 / (2 * sigma.clamp(min=1e-3).unsqueeze(1) ** 2)
+    by_distance = (-exponent).exp().masked_fill(exponent > 20, 0)  # a table: one exponential per distance, not per pair
+    weight = by_distance[:, (target - source).abs()]
+    weight += by_distance[:, target + source] * (source > 0)  # mirrored at the first pixel
+    weight += by_distance[:, 2 * last - target - source] * (source < last)  # and at the last
+    return weight / weight.sum(2, keepdim=True)
+
+
+def separable(images: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Apply `rows` (N, h, H) from the left and `cols` (N, w, W) from the right to images (N, C, H, W) float.
+
+    Returns (N, C, h, w).
+    """
+    n, c, height, width = images.shape
+    half = torch.bmm(rows, images.transpose(1, 2).reshape(n, height, c * width))
+    full = torch.bmm(half.view(n, -1, width), cols.transpose(1, 2))
+    return full.view(n, -1, c, cols.shape[1]).transpose(1, 2)

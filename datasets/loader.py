@@ -1,0 +1,193 @@
+"""Loaders: batches of named views, the same ones for any number of workers and any split over processes."""
+
+from collections.abc import Iterator
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datasets.keyed import generator, sample_keys
+from datasets.recipes import Views
+from datasets.sources import Source
+
+Batch = dict[str, Tensor]
+
+
+class KeyedSampler:
+    """This process's part of every global batch of an epoch, each sample with the key its draws hang on.
+
+    The order is a permutation drawn from (seed, epoch); the incomplete last batch is dropped. Rank r of world_size
+    holds rows r * n to (r + 1) * n of each global batch, with n = batch_size / world_size.
+    """
+
+    def __init__(self, n: int, *, batch_size: int, rank: int, world_size: int, seed: int):
+        if batch_size % world_size:
+            raise ValueError(f"--batch_size {batch_size} is not a multiple of the {world_size} processes; change one.")
+        if n < batch_size:
+            raise ValueError(f"--batch_size {batch_size} is more than the {n} images there are; lower it.")
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        share = batch_size // world_size
+        self.rows = slice(rank * share, (rank + 1) * share)
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """Choose the epoch to iterate over, without its first `start_step` batches."""
+        self.epoch, self.start_step = epoch, start_step
+
+    def __len__(self) -> int:
+        return self.n // self.batch_size
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Indices and keys, int64 (n,) each."""
+        order = torch.randperm(self.n, generator=generator("cpu", self.seed, self.epoch, "order"))
+        for step in range(self.start_step, len(self)):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size][self.rows]
+            yield index, sample_keys(self.seed, self.epoch, index)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return (list(zip(index.tolist(), keys.tolist())) for index, keys in self.batches())
+
+
+class TrainLoader:
+    """Batches of a training epoch, on `device`.
+
+    batch_size is global. A batch holds index, key_draw (the samples' keys of this epoch) and, where the source has
+    labels, label, int64 (n,) each, and every view of the recipe, float (n, 3, res, res). Images held in memory are
+    cropped in batches on the device; files are decoded and cropped by `num_workers` processes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        recipe: Views,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        num_workers: int = 0,
+        device: torch.device | str = "cpu",
+    ):
+        self.sampler = KeyedSampler(len(source), batch_size=batch_size, rank=rank, world_size=world_size, seed=seed)
+        self.feed = _feed(source, recipe, self.sampler, num_workers, torch.device(device))
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        self.sampler.set_epoch(epoch, start_step)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.feed)
+
+
+class EvalLoader:
+    """Every image exactly once and in order, nothing dropped and nothing padded, on `device`.
+
+    Rank r gets the r-th of world_size consecutive shards, whose sizes differ by one at most; batch_size is the number
+    of images per batch of this process. A batch holds index, label (where the source has labels) and the views.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        recipe: Views,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        device: torch.device | str = "cpu",
+    ):
+        start, stop = (len(source) * r // world_size for r in (rank, rank + 1))
+        self.sampler = _InOrder(start, stop, batch_size)
+        self.feed = _feed(source, recipe, self.sampler, num_workers, torch.device(device))
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.feed:
+            del batch["key_draw"]
+            yield batch
+
+
+class _InOrder:
+    """The samples start to stop; evaluation views draw nothing, so the index serves as the key."""
+
+    def __init__(self, start: int, stop: int, batch_size: int):
+        self.index, self.batch_size = torch.arange(start, stop), batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.index) // self.batch_size)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((index, index) for index in self.index.split(self.batch_size) if len(index))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return (list(zip(index.tolist(), keys.tolist())) for index, keys in self.batches())
+
+
+class _Memory:
+    """Batches of a source held in memory: uint8 on the device, cropped and finished there."""
+
+    def __init__(self, source: Source, recipe: Views, sampler: KeyedSampler | _InOrder, device: torch.device):
+        self.images, self.labels = source.images.to(device), source.labels
+        self.recipe, self.sampler, self.device = recipe, sampler, device
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index, keys in self.sampler.batches():
+            batch = {"index": index, "key_draw": keys}
+            if self.labels is not None:
+                batch["label"] = self.labels[index]
+            batch = {name: x.to(self.device, non_blocking=True) for name, x in batch.items()}
+            views = self.recipe.crop_batch(self.images.index_select(0, batch["index"]), keys)
+            yield batch | self.recipe.finish(views, keys)
+
+
+class _Files:
+    """Batches of image files: decoded and cropped by workers, finished on the device."""
+
+    def __init__(self, source, recipe: Views, sampler: KeyedSampler | _InOrder, num_workers: int, device: torch.device):
+        self.recipe, self.device = recipe, device
+        self.loader = DataLoader(
+            _Crops(source, recipe),
+            batch_sampler=sampler,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # the loader draws a seed for its workers: not from the global generator
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            keys = batch["key_draw"]
+            batch = {name: x.to(self.device, non_blocking=True) for name, x in batch.items()}
+            yield batch | self.recipe.finish({view: batch[view] for view in self.recipe.views}, keys)
+
+
+class _Crops(Dataset):
+    def __init__(self, source: Source, recipe: Views):
+        self.source, self.recipe = source, recipe
+
+    def __getitem__(self, sample: tuple[int, int]) -> dict[str, int | Tensor]:
+        index, key = sample
+        item = {"index": index, "key_draw": key}
+        if self.source.labels is not None:
+            item["label"] = self.source.labels[index]
+        return item | self.recipe.crop(_read(self.source.images[index]), key)
+
+
+def _feed(source: Source, recipe: Views, sampler: KeyedSampler | _InOrder, num_workers: int, device: torch.device):
+    if source.in_memory:
+        return _Memory(source, recipe, sampler, device)
+    return _Files(source, recipe, sampler, num_workers, device)
+
+
+def _read(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as an image ({error}); repair or remove it.") from error

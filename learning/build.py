@@ -1,0 +1,201 @@
+"""The only place that turns options into objects."""
+
+import dataclasses
+import secrets
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from datasets import recipes, sources
+from datasets.loader import EvalLoader, TrainLoader
+from learning import checkpoint, parallel
+from learning.evaluations import knn
+from learning.methods.base import Contrast, Method
+from learning.methods.moco import MoCo
+from learning.schedule import Schedule
+from memory.feature_transform import Coefficient, NegativeTransform, PositiveTransform
+from memory.stores import Queue
+from models.encoder import Encoder
+from models.norm import split_batch_norm
+from options.contrast import ContrastOptions
+
+LARGEST_QUEUE = 65536
+SPLIT_CHUNK = range(8, 65)  # images per batch-norm chunk
+
+
+# Choices that depend on the data or the machine: made once by a written rule, printed, stored, kept on resume.
+
+
+def resolve(opt: ContrastOptions, n_data: int) -> tuple[ContrastOptions, dict[str, str]]:
+    """Replace every automatic option by its value; returns the options and, by name, the rule that chose each one."""
+    chosen: dict[str, tuple[Any, str]] = {}
+    if opt.queue_size is None:
+        chosen["queue_size"] = (
+            _queue_size(n_data),
+            f"largest power of two up to half of {n_data} images, at most {LARGEST_QUEUE}",
+        )
+    if opt.bn_splits == "auto":
+        chosen["bn_splits"] = _bn_splits(opt)
+    if opt.amp == "auto":
+        chosen["amp"] = _precision(parallel.device(opt.device, opt.gpu))
+    if opt.stem == "auto":
+        small = opt.input_res <= sources.SMALL
+        chosen["stem"] = "small" if small else "imagenet", f"--input_res {opt.input_res}"
+    if opt.warmup_epochs is None:
+        length = (10 if opt.epochs > 500 else 5) if opt.warm or opt.batch_size > 256 else 0
+        chosen["warmup_epochs"] = length, "with --warm or a batch above 256: 5 epochs, 10 of more than 500"
+    if opt.queue_size is not None and opt.queue_size < opt.batch_size:
+        raise ValueError(
+            f"--queue_size {opt.queue_size} is below --batch_size {opt.batch_size}, so keys would be lost before they are "
+            "ever a negative; raise the one or lower the other."
+        )
+    if opt.seed is None:
+        chosen["seed"] = parallel.broadcast_object(secrets.randbelow(2**31)), "drawn"
+    values = {name: value for name, (value, _) in chosen.items()}
+    return dataclasses.replace(opt, **values), {name: f"auto: {why}" for name, (_, why) in chosen.items()}
+
+
+def _queue_size(n_data: int) -> int:
+    return min(LARGEST_QUEUE, 1 << max((n_data // 2).bit_length() - 1, 0))
+
+
+def _bn_splits(opt: ContrastOptions) -> tuple[int, str]:
+    """Several processes protect the match by shuffling (MoCo, section 3.3); one process splits its batch instead."""
+    if parallel.world_size() > 1:
+        return 1, "batches are shuffled over processes"
+    fitting = [n for n in SPLIT_CHUNK if opt.batch_size % n == 0 and 2 * n <= opt.batch_size]
+    if not fitting:
+        return 1, "the batch cannot be split into equal chunks of 8 to 64 images, so batch norm may leak the match"
+    return opt.batch_size // fitting[
+        -1
+    ], f"one process normalises chunks of {fitting[-1]} images, in place of ShuffleBN"
+
+
+def _precision(device: torch.device) -> tuple[str, str]:
+    if device.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported()
+        return ("bf16", "this GPU has it") if bf16 else ("fp16", "this GPU has no bf16")
+    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return ("bf16", "this CPU multiplies it natively") if bf16 else ("off", "this CPU has no native bf16")
+
+
+def run_name(opt: ContrastOptions) -> str:
+    """A short readable name, to which a number is added."""
+    ft = "-ft" if (opt.ft_pos, opt.ft_neg) != ("none", "none") else ""
+    repetition = f"-run{opt.exp_iter}" if opt.exp_iter >= 0 else ""
+    return f"{opt.method}{ft}-{opt.dataset}-{opt.arch}{repetition}"
+
+
+# Objects
+
+
+def source(opt, split: str) -> sources.Source:
+    return sources.open_source(opt.dataset, split, folder=opt.data_folder, imagenet100path=opt.imagenet100path)
+
+
+def train_loader(opt: ContrastOptions, data: sources.Source, device: torch.device) -> TrainLoader:
+    recipe = recipes.RECIPES[opt.recipe](opt.input_res, (opt.crop_min, 1.0), data.mean, data.std)
+    return TrainLoader(
+        data,
+        recipe,
+        batch_size=opt.batch_size,
+        rank=parallel.rank(),
+        world_size=parallel.world_size(),
+        seed=opt.seed,
+        num_workers=opt.num_workers,
+        device=device,
+    )
+
+
+def encoder(values: dict[str, Any]) -> Encoder:
+    """An encoder from option values, as they are stored in a checkpoint."""
+    return Encoder(**{name: values[name] for name in ("arch", "width", "stem", "head", "feat_dim")})
+
+
+def transforms(opt: ContrastOptions) -> list:
+    chosen = []
+    if opt.ft_pos != "none":
+        lam = Coefficient(1.0 if opt.ft_pos_distribution == "uniform" else opt.ft_pos_alpha, opt.ft_pos_granularity)
+        chosen.append(PositiveTransform(lam, opt.ft_pos == "extrapolate", opt.ft_post_norm in ("pos", "both")))
+    if opt.ft_neg != "none":
+        lam = Coefficient(1.0 if opt.ft_neg_distribution == "uniform" else opt.ft_neg_alpha, opt.ft_neg_granularity)
+        chosen.append(NegativeTransform(lam, opt.ft_neg == "append", opt.ft_post_norm in ("neg", "both")))
+    return chosen
+
+
+def method(opt: ContrastOptions, steps_per_epoch: int) -> Method:
+    """The method on the CPU, every weight a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(opt.seed)
+        network = encoder(dataclasses.asdict(opt))
+        queues = [Queue(opt.queue_size, opt.feat_dim) for _ in network.channels]
+    network = split_batch_norm(network, opt.bn_splits) if opt.bn_splits > 1 else network
+    contrast = Contrast(
+        opt.temperature, transforms(opt), begin_step=opt.ft_begin_epoch * steps_per_epoch, before=opt.pre_scores
+    )
+    whole = MoCo(network, key_momentum=opt.key_momentum, queues=queues, contrast=contrast, seed=opt.seed)
+    return whole.to(memory_format=torch.channels_last)
+
+
+def optimizer(opt: ContrastOptions, model: Method) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        model.param_groups(), lr=opt.learning_rate, momentum=opt.momentum, weight_decay=opt.weight_decay
+    )
+
+
+def schedule(opt, steps_per_epoch: int) -> Schedule:
+    return Schedule(
+        base=opt.learning_rate,
+        epochs=opt.epochs,
+        steps_per_epoch=steps_per_epoch,
+        cosine=opt.cosine,
+        milestones=opt.lr_decay_epochs,
+        decay_rate=opt.lr_decay_rate,
+        warmup_epochs=opt.warmup_epochs,
+        per=opt.schedule_per,
+    )
+
+
+def autocast(amp: str, device: torch.device) -> partial[AbstractContextManager]:
+    """A function that opens the precision `amp` (off, bf16, fp16) for a forward pass."""
+    if amp == "off":
+        return partial(nullcontext)
+    return partial(torch.autocast, device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
+
+
+def eval_loader(opt, data: sources.Source, device: torch.device) -> EvalLoader:
+    """Every image of `data` once, under the test view."""
+    return EvalLoader(
+        data,
+        recipes.evaluation(opt.input_res, data.mean, data.std),
+        batch_size=opt.batch_size,
+        rank=parallel.rank(),
+        world_size=parallel.world_size(),
+        num_workers=opt.num_workers,
+        device=device,
+    )
+
+
+def knn_accuracy(
+    opt: ContrastOptions, network: Encoder, train: sources.Source, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """k-NN top-1 and top-5 of an encoder in training, on the backbone and on the head output."""
+    loaders = (eval_loader(opt, data, device) for data in (train, source(opt, "val")))
+    precision = autocast(opt.amp, device)
+    return knn.evaluate(network, *loaders, k=200, temperature=0.1, n_class=len(train.classes), autocast=precision)
+
+
+def load_encoder(path: str, use_ema: bool) -> tuple[Encoder, dict[str, Any]]:
+    """The (momentum) encoder of a checkpoint in evaluation mode, and the option values it was trained with."""
+    state = checkpoint.load(path)
+    values = state["options"]
+    prefix = "momentum_encoder.encoder." if use_ema else "encoder."
+    weights = {name.removeprefix(prefix): w for name, w in state["method"].items() if name.startswith(prefix)}
+    if not weights:
+        raise ValueError(f"{path} holds no momentum encoder; evaluate it without --use_ema.")
+    network: nn.Module = encoder(values)
+    network.load_state_dict(weights)
+    return network.eval(), values

@@ -1,0 +1,50 @@
+"""The training loop. It knows steps, not methods."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from learning import parallel
+from learning.progress import Progress
+
+
+def train_epoch(
+    model: nn.Module,
+    loader: Iterable[dict[str, Any]],
+    optimizer: torch.optim.Optimizer,
+    *,
+    first_step: int,
+    schedule: Callable[[int], float],
+    autocast: Callable[[], AbstractContextManager],
+    scaler: torch.amp.GradScaler,
+    progress: Progress,
+    stop: Callable[[int], bool],
+) -> int:
+    """Train on what `loader` has left, from global step `first_step`; returns the number of steps done so far.
+
+    `stop(step)` is asked after every step, all ranks getting the same answer.
+    """
+    method, step = parallel.unwrap(model), first_step
+    model.train()
+    progress.start_epoch(step)
+    for batch in loader:
+        progress.data_ready()
+        lr = schedule(step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        with autocast():
+            out = model(batch | {"step": step})
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(out.loss).backward()
+        method.after_backward()
+        scaler.step(optimizer)
+        scaler.update()
+        method.after_step(out)
+        progress.step_done(step, out, batch, lr)
+        step += 1
+        if stop(step):
+            break
+    return step

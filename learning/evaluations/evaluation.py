@@ -1,0 +1,223 @@
+"""The whole of main_linear.py: one evaluation of one encoder, in a run folder of its own."""
+
+import dataclasses
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datasets import recipes
+from datasets.loader import EvalLoader, TrainLoader
+from datasets.sources import Source
+from learning import build, checkpoint, parallel, resume
+from learning.evaluations import knn, subject
+from learning.evaluations.features import Cached, Live, extract
+from learning.evaluations.linear import Probe
+from learning.run import Run, SilentRun, environment, fresh_folder, open_run
+from learning.schedule import Schedule
+from models.encoder import Encoder
+from options import base
+from options.linear import LinearOptions
+
+IDENTITY = ("ckpt", "use_ema", "eval", "input_res", "n_class", "cache_features")  # what a resumed probe must agree on
+
+
+def evaluate(opt: LinearOptions, *, origins: dict[str, str], notes: list[str]) -> None:
+    """On every process. `origins` tells where each option's value came from. Writes results.json."""
+    typed = {name for name, origin in origins.items() if origin == "command line"}
+    get_encoder, trained = subject.encoder(opt)
+    opt, taken = subject.complete(opt, trained)
+    found = resume.find(opt, typed) if opt.eval == "linear" else None
+    state = _stored(found, opt) if found else None
+    if state:
+        opt, changes = resume.adopt(opt, state["options"], typed)
+        notes = [*notes, f"Going on from {found}.", *changes]
+    opt, rules = _resolve(opt)
+    images = subject.images(opt, trained)
+    folder = found.parent if found else fresh_folder(Path(opt.model_path), opt.name, _run_name(opt))
+    run = open_run(folder, Path(opt.tb_path) / folder.name, log_bytes=state["position"]["log_bytes"] if state else None)
+    origins = origins | taken | rules
+    run.write_json("options.json", {"values": dataclasses.asdict(opt), "sources": origins})
+    run.write_json("environment.json", environment())
+    evaluation = Evaluation(opt, get_encoder(opt.seed), images, run)
+    for line in [*notes, *evaluation.describe(origins)]:
+        run.log(line)
+    results = evaluation.linear(state) if opt.eval == "linear" else evaluation.knn()
+    assert subject.fingerprint(evaluation.encoder) == evaluation.fingerprint, "the frozen encoder changed"
+    about = {name: getattr(opt, name) for name in ("eval", "ckpt", "use_ema", "dataset", "input_res", "seed")}
+    run.write_json("results.json", about | {"encoder_sha256": evaluation.fingerprint} | results)
+    run.log(f"Everything of this evaluation is in {folder}.")
+
+
+def _stored(path: Path, opt: LinearOptions) -> dict[str, Any]:
+    state = checkpoint.load(path)
+    before, now = state["options"], dataclasses.asdict(opt)
+    if "eval" not in before:
+        raise ValueError(f"{path} is not a checkpoint of main_linear.py; --ckpt names the encoder, --resume the probe.")
+    differing = [name for name in IDENTITY if before[name] != now[name]]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"--{name} {now[name]} contradicts {path}, begun with {before[name]}; resume with its options."
+        )
+    return state
+
+
+def _resolve(opt: LinearOptions) -> tuple[LinearOptions, dict[str, str]]:
+    """Replace the automatic options by their values, as `build.resolve` does for pre-training."""
+    chosen = {}
+    if opt.amp == "auto":
+        chosen["amp"] = build._precision(parallel.device(opt.device, opt.gpu))
+    if opt.seed is None:
+        chosen["seed"] = parallel.broadcast_object(secrets.randbelow(2**31)), "drawn"
+    values = {name: value for name, (value, _) in chosen.items()}
+    return dataclasses.replace(opt, **values), {name: f"auto: {why}" for name, (_, why) in chosen.items()}
+
+
+def _run_name(opt: LinearOptions) -> str:
+    parent = Path(opt.ckpt).resolve().parent.name if opt.ckpt else "Scratch"
+    return f"{parent}_{opt.eval}"
+
+
+class Evaluation:
+    """`opt` has no automatic value left. `images` are the training and the test images."""
+
+    def __init__(self, opt: LinearOptions, encoder: Encoder, images: tuple[Source, Source], run: Run | SilentRun):
+        self.opt, self.run = opt, run
+        self.train, self.test = images
+        self.n_class = subject.n_class(opt, self.train)
+        self.device = parallel.device(opt.device, opt.gpu)
+        self.autocast = build.autocast(opt.amp, self.device)
+        encoder = encoder.eval().requires_grad_(False)
+        self.encoder = encoder.to(self.device, memory_format=torch.channels_last)
+        if opt.ckpt is None:
+            subject.settle(self.encoder, self._train_loader(min(opt.batch_size, len(self.train))))
+        self.fingerprint = subject.fingerprint(self.encoder)
+
+    def describe(self, origins: dict[str, str]) -> Iterator[str]:
+        """What will happen, in a few lines."""
+        opt, encoder = self.opt, "Momentum encoder" if self.opt.use_ema else "Encoder"
+        yield f"Run folder {self.run.folder}"
+        yield f"{encoder} of {opt.ckpt}" if opt.ckpt else "Untrained encoder: the baseline of every other"
+        yield f"{len(self.train)} training and {len(self.test)} test images of {opt.dataset}, {self.n_class} classes"
+        if self.n_class > len(self.train.classes):
+            yield f"--n_class {opt.n_class} is more than the {len(self.train.classes)} classes of the images: harmless"
+        yield from base.describe(opt, origins)
+
+    def knn(self) -> dict[str, Any]:
+        """Classify the test images by their neighbours."""
+        k = min(self.opt.knn_k, len(self.train))
+        results = knn.evaluate(
+            self.encoder,
+            self._eval_loader(self.train),
+            self._eval_loader(self.test),
+            k=k,
+            temperature=self.opt.knn_t,
+            n_class=self.n_class,
+            autocast=self.autocast,
+        )
+        values = {f"{feature}_{top}": value for feature, found in results.items() for top, value in found.items()}
+        self.run.record("knn", epoch=0, step=0, **values)
+        for feature, found in results.items():
+            self.run.log(
+                f"k-NN with k = {k} on the {feature}: top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} %"
+            )
+        return {"k": k, **results}
+
+    def linear(self, state: dict[str, Any] | None) -> dict[str, Any]:
+        """Train and test a linear classifier; `state` is that of the checkpoint to go on from."""
+        train, test = self._batches()
+        probe = self._probe(len(train))
+        if state:
+            self._check_encoder(state)
+            probe.load_state_dict(state)
+        for epoch in probe.epochs(train, test, report=self._report, every=self.opt.print_freq):
+            self._finish_epoch(epoch, probe, step=epoch * len(train))
+        last, best = probe.history[-1], probe.best
+        self.run.log(
+            f"Linear probe, epoch {last['epoch']}: top-1 {last['test_acc']:.2f} %, top-5 {last['test_acc5']:.2f} % "
+            f"(best {best['test_acc']:.2f} % in epoch {best['epoch']}; picked on the test images, so quote the last)"
+        )
+        note = "best was picked on the test images, which flatters it; last is the result"
+        return {"top1": last["test_acc"], "top5": last["test_acc5"], "last": last, "best": best, "note": note}
+
+    def _finish_epoch(self, epoch: int, probe: Probe, *, step: int) -> None:
+        results = probe.history[-1]
+        self.run.record("epoch", step=step, **results)
+        self.run.log(
+            f"epoch {epoch}/{self.opt.epochs}  train top-1 {results['train_acc']:.2f} %  test top-1 "
+            f"{results['test_acc']:.2f} %  top-5 {results['test_acc5']:.2f} %  loss {results['test_loss']:.4f}"
+        )
+        names = ["current.pth"]
+        if self.opt.save_freq and epoch % self.opt.save_freq == 0:
+            names.append(f"ckpt_epoch_{epoch}.pth")
+        position = {"epoch": epoch, "step": step, "log_bytes": self.run.log_bytes(), "encoder": self.fingerprint}
+        state = probe.state_dict() | {"position": position, "options": dataclasses.asdict(self.opt)}
+        for name in names if parallel.is_main() else ():
+            checkpoint.save(self.run.folder / name, state)
+
+    def _check_encoder(self, state: dict[str, Any]) -> None:
+        if state["position"]["encoder"] != self.fingerprint:
+            raise ValueError(
+                f"{self.opt.ckpt} is not the encoder this probe was begun on; start it anew without --resume."
+            )
+
+    def _report(self, epoch: int, step: int, values: dict[str, float]) -> None:
+        self.run.record("step", epoch=epoch, step=step, **values)
+        self.run.log(
+            f"epoch {epoch}/{self.opt.epochs}  step {step}  loss {values['train_loss']:.4f}  "
+            f"train top-1 {values['train_acc']:.2f} %  lr {values['learning_rate']:.3g}"
+        )
+
+    def _features(self, images: Tensor) -> Tensor:
+        with self.autocast():
+            return self.encoder.features(images)
+
+    def _batches(self) -> tuple[Cached | Live, Iterable]:
+        """Training and test features: of new crops in every epoch, or computed once with --cache_features."""
+        opt, test = self.opt, Live(self._features, self._eval_loader(self.test))
+        if not opt.cache_features:
+            return Live(self._features, self._train_loader(opt.batch_size, **_share())), test
+        features = extract(self._features, self._eval_loader(self.train))
+        return Cached(*features, batch_size=opt.batch_size, seed=opt.seed, **_share()), list(test)
+
+    def _train_loader(self, batch_size: int, **share: int) -> TrainLoader:
+        opt, source = self.opt, self.train
+        randaugment = opt.aug_linear == "RA"
+        view = recipes.probe(opt.input_res, (opt.crop, 1.0), source.mean, source.std, randaugment=randaugment)
+        options = {"batch_size": batch_size, "seed": opt.seed, "num_workers": opt.num_workers, "device": self.device}
+        return TrainLoader(source, view, **options, **share)
+
+    def _eval_loader(self, source: Source) -> EvalLoader:
+        view = recipes.evaluation(self.opt.input_res, source.mean, source.std)
+        batch_size = -(-self.opt.batch_size // parallel.world_size())
+        options = {"batch_size": batch_size, "num_workers": self.opt.num_workers, "device": self.device}
+        return EvalLoader(source, view, **options, **_share())
+
+    def _probe(self, steps_per_epoch: int) -> Probe:
+        opt = self.opt
+        schedule = Schedule(
+            base=opt.learning_rate,
+            epochs=opt.epochs,
+            steps_per_epoch=steps_per_epoch,
+            cosine=opt.cosine,
+            milestones=opt.lr_decay_epochs,
+            decay_rate=opt.lr_decay_rate,
+        )
+        return Probe(
+            self.encoder.feature_dim,
+            self.n_class,
+            schedule=schedule,
+            momentum=opt.momentum,
+            weight_decay=opt.weight_decay,
+            seed=opt.seed,
+            device=self.device,
+        )
+
+
+def _share() -> dict[str, int]:
+    """Which part of the images is this process's."""
+    return {"rank": parallel.rank(), "world_size": parallel.world_size()}

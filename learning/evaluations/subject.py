@@ -1,0 +1,131 @@
+"""What is evaluated: an encoder, and the labelled images it meets."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from datasets import shapes
+from datasets.loader import TrainLoader
+from datasets.sources import CIFAR, IMAGENET, Source
+from learning import build
+from models.encoder import Encoder
+from options import base
+from options.contrast import ContrastOptions
+from options.linear import FROM_CHECKPOINT, LinearOptions, contradictions
+from options.presets import DATASETS, METHODS
+
+Values = dict[str, Any]  # of the options an encoder was trained with
+NETWORK = ("method", "arch", "width", "head", "feat_dim")  # what may be chosen for an encoder without checkpoint
+SETTLING = 20  # batches
+
+
+def encoder(opt: LinearOptions) -> tuple[Callable[[int], Encoder], Values]:
+    """A function from the seed to the encoder, and the option values of its training.
+
+    Without --ckpt it is the untrained encoder with which main_contrast.py would start under that seed. ValueError when
+    what was typed about the encoder contradicts its checkpoint.
+    """
+    if opt.ckpt is None:
+        values = _untrained(opt)
+        return partial(_initialised, values), values
+    trained, values = build.load_encoder(opt.ckpt, opt.use_ema)
+    wrong = contradictions(opt, values)
+    if wrong:
+        raise ValueError(f"{wrong[0]}.")
+    return lambda seed: trained, values
+
+
+def _untrained(opt: LinearOptions) -> Values:
+    beside = [name for name in (*FROM_CHECKPOINT, "use_ema") if name not in NETWORK and getattr(opt, name)]
+    if beside:
+        raise ValueError(f"--{beside[0]} is about a trained encoder; leave it out or name its checkpoint with --ckpt.")
+    dataset = opt.dataset or ("shapes" if opt.data_folder is None else "folder")
+    typed = {name: getattr(opt, name) for name in (*NETWORK, "input_res") if getattr(opt, name) is not None}
+    layers = DATASETS[dataset], METHODS[opt.method or ContrastOptions.method], typed, {"dataset": dataset, "seed": 0}
+    options, _ = base.merge(ContrastOptions, [("untrained", layer) for layer in layers])
+    return dataclasses.asdict(build.resolve(options, n_data=0)[0])
+
+
+def _initialised(values: Values, seed: int) -> Encoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build.encoder(values).eval()
+
+
+def settle(encoder: Encoder, loader: TrainLoader) -> None:
+    """Give untrained batch norms the statistics of SETTLING batches (those of all of `loader` if it has fewer).
+
+    Their initial ones normalise nothing, so that features grow from layer to layer and no linear probe gets far, which
+    would make any training look good. All ranks see the same batches.
+    """
+    norms = [module for module in encoder.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    momentum = norms[0].momentum
+    for norm in norms:
+        norm.momentum = None  # a plain average over batches
+    encoder.train()
+    with torch.no_grad():
+        for batch in islice(loader, SETTLING):
+            encoder(batch["image"])
+    encoder.eval()
+    for norm in norms:
+        norm.momentum = momentum
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """SHA-256 of all parameters and buffers: equal if and only if they are bit for bit the same."""
+    digest = hashlib.sha256()
+    for name, x in encoder.state_dict().items():
+        digest.update(name.encode() + x.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def complete(opt: LinearOptions, trained: Values) -> tuple[LinearOptions, dict[str, str]]:
+    """Fill in the data options that were not typed from those of the training, and tell where they came from."""
+    moved = "folder" if opt.data_folder is not None and trained["dataset"] == "shapes" else trained["dataset"]
+    dataset = opt.dataset or moved
+    names = ["input_res", *(("data_folder", "imagenet100path") if dataset == trained["dataset"] else ())]
+    taken = {"dataset": dataset} if opt.dataset is None else {}
+    taken |= {name: trained[name] for name in names if getattr(opt, name) is None and trained[name] is not None}
+    return dataclasses.replace(opt, **taken), dict.fromkeys(taken, "checkpoint" if opt.ckpt else "untrained encoder")
+
+
+def images(opt: LinearOptions, trained: Values) -> tuple[Source, Source]:
+    """Training and test images, normalised as the encoder is used to. ValueError unless both carry the same classes."""
+    train, test = (_as_in_training(build.source(opt, split), trained) for split in ("train", "val"))
+    if train.labels is None or test.labels is None:
+        raise ValueError(
+            f"--dataset {opt.dataset} has no labels here, and an evaluation needs them; choose another set."
+        )
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise ValueError(
+            f"training and test images differ in {len(odd)} classes (for example {', '.join(odd[:3])}); "
+            "give both the same class folders."
+        )
+    return train, test
+
+
+def _as_in_training(source: Source, trained: Values) -> Source:
+    if source.name == trained["dataset"]:
+        return source
+    small = {
+        "shapes": (shapes.MEAN, shapes.STD),
+        "cifar10": CIFAR,
+        "npz": CIFAR if trained["input_res"] == 32 else IMAGENET,
+    }
+    mean, std = small.get(trained["dataset"], IMAGENET)
+    return dataclasses.replace(source, mean=mean, std=std)
+
+
+def n_class(opt: LinearOptions, source: Source) -> int:
+    """Outputs of the classifier. ValueError when --n_class leaves out classes that the images have."""
+    found = len(source.classes)
+    if opt.n_class is not None and opt.n_class < found:
+        raise ValueError(f"--n_class {opt.n_class} is below the {found} classes of the images; leave it out.")
+    return opt.n_class or found

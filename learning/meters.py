@@ -1,0 +1,43 @@
+"""Running averages that stay on the device until somebody asks to see them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learning import parallel
+
+
+class Meters:
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, stats: dict[str, Tensor]) -> None:
+        """Take scalars on the device; every call brings the same names."""
+        for name, value in stats.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.float()
+        self.count += 1
+
+    def read(self) -> dict[str, float]:
+        """Averages since the last read, over all ranks. One reduction and one copy to the host."""
+        if not self.count:
+            return {}
+        means = self._over_ranks() / self.count
+        named = dict(zip(self.sums, means.tolist()))
+        self.sums, self.count = {}, 0
+        return named
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on in the middle of an average."""
+        return {
+            "sums": dict(zip(self.sums, self._over_ranks().cpu().unbind())) if self.count else {},
+            "count": self.count,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self.count = state["count"]
+
+    def _over_ranks(self) -> Tensor:
+        return parallel.all_mean(torch.stack(list(self.sums.values())))

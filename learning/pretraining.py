@@ -1,0 +1,159 @@
+"""One pre-training run: its objects, its epochs, its checkpoints."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datasets.sources import Source
+from learning import build, checkpoint, engine, parallel, resume
+from learning.interrupt import Interrupt
+from learning.progress import Progress
+from learning.run import Run, SilentRun, environment, fresh_folder, open_run
+from options import base
+from options.contrast import ContrastOptions
+
+
+def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str]) -> None:
+    """The whole of main_contrast.py, on every process. `origins` tells where each option's value came from."""
+    typed = {name for name, origin in origins.items() if origin == "command line"}
+    found = resume.find(opt, typed)
+    state = checkpoint.load(found) if found else None
+    if state:
+        opt, changes = resume.adopt(opt, state["options"], typed)
+        notes = [*notes, f"Going on from {found}.", *changes]
+    elif opt.resume:
+        notes = [*notes, f"No run below {opt.model_path} has these options: starting anew."]
+    data = build.source(opt, "train")
+    opt, rules = build.resolve(opt, len(data))
+    folder = found.parent if found else fresh_folder(Path(opt.model_path), opt.name, build.run_name(opt))
+    run = open_run(folder, Path(opt.tb_path) / folder.name, log_bytes=state["position"]["log_bytes"] if state else None)
+    run.write_json("options.json", {"values": dataclasses.asdict(opt), "sources": origins | rules})
+    run.write_json("environment.json", environment())
+    training = Pretraining(opt, data, run)
+    if state:
+        training.restore(state)
+    for line in [*notes, *training.describe(origins | rules)]:
+        run.log(line)
+    with Interrupt(every=opt.print_freq) as interrupt:
+        for epoch in training.epochs(stop=interrupt):
+            if opt.knn_freq and epoch % opt.knn_freq == 0:
+                training.evaluate(epoch)
+    ending = f"Stopped after step {training.step}; go on with: {_again(folder)}" if interrupt.stopped else "Done."
+    run.log(f"{ending}\nEverything of this run is in {folder}.")
+
+
+def _again(folder: Path) -> str:
+    """The command line that goes on with this run."""
+    arguments = [a for i, a in enumerate(sys.argv) if not a.startswith("--resume") and sys.argv[i - 1] != "--resume"]
+    return f"python {' '.join(arguments)} --resume {folder}"
+
+
+class Pretraining:
+    """`opt` has no automatic value left (`build.resolve`). Weights, order and augmentation follow from `opt.seed`."""
+
+    def __init__(self, opt: ContrastOptions, data: Source, run: Run | SilentRun):
+        self.opt, self.run, self.data = opt, run, data
+        self.device = parallel.device(opt.device, opt.gpu)
+        self.loader = build.train_loader(opt, data, self.device)
+        self.steps_per_epoch = len(self.loader)
+        self.method = build.method(opt, self.steps_per_epoch).to(self.device)
+        self.optimizer = build.optimizer(opt, self.method)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=opt.amp == "fp16")
+        self.progress = Progress(
+            run,
+            epochs=opt.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            batch_size=opt.batch_size,
+            print_freq=opt.print_freq,
+            save_score=opt.save_score,
+        )
+        self.step = 0
+
+    def epochs(self, stop: Callable[[int], bool]) -> Iterator[int]:
+        """Train, and yield the number of each epoch (from 1) once it is complete and saved."""
+        model = parallel.wrap(self.method)
+        for epoch in range(self.step // self.steps_per_epoch, self.opt.stop_epoch or self.opt.epochs):
+            self._train_epoch(model, epoch, stop)
+            if self.step < (epoch + 1) * self.steps_per_epoch:
+                return self.save()
+            self._finish_epoch(epoch + 1)
+            yield epoch + 1
+
+    def _train_epoch(self, model: torch.nn.Module, epoch: int, stop: Callable[[int], bool]) -> None:
+        self.loader.set_epoch(epoch, self.step - epoch * self.steps_per_epoch)
+        self.step = engine.train_epoch(
+            model,
+            self.loader,
+            self.optimizer,
+            first_step=self.step,
+            schedule=build.schedule(self.opt, self.steps_per_epoch),
+            autocast=build.autocast(self.opt.amp, self.device),
+            scaler=self.scaler,
+            progress=self.progress,
+            stop=stop,
+        )
+
+    def _finish_epoch(self, epoch: int) -> None:
+        self.progress.finish_epoch(self.step, epoch)
+        if self.progress.scores is not None:
+            scalars = {"epoch": epoch, "queue_size": self.opt.queue_size, "temperature": self.opt.temperature}
+            self.progress.scores.write(self.run.folder / "scores" / f"scores_{epoch:04}.npz", **scalars)
+        self.save()
+        if self.opt.save_freq and epoch % self.opt.save_freq == 0:
+            self.save(f"ckpt_epoch_{epoch}.pth")
+
+    def save(self, name: str = "current.pth") -> None:
+        """Write a checkpoint of this moment, in the middle of an epoch too."""
+        parallel.average_running_statistics(self.method)
+        position = {
+            "epoch": self.step // self.steps_per_epoch,
+            "step": self.step,
+            "steps_per_epoch": self.steps_per_epoch,
+            "log_bytes": self.run.log_bytes(),
+            "progress": self.progress.state_dict(),
+        }
+        state = {
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "position": position,
+            "options": dataclasses.asdict(self.opt),
+        }
+        if parallel.is_main():
+            checkpoint.save(self.run.folder / name, state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `state` (of `save`) was written."""
+        position = state["position"]
+        if position["steps_per_epoch"] != self.steps_per_epoch:
+            raise ValueError(
+                f"The checkpoint has {position['steps_per_epoch']} steps per epoch, this run {self.steps_per_epoch}: "
+                "resume with the same --batch_size and data."
+            )
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress.load_state_dict(position["progress"], self.device)
+        self.step = position["step"]
+
+    def evaluate(self, epoch: int) -> None:
+        """k-NN accuracy of the encoder as it stands, in the log."""
+        results = build.knn_accuracy(self.opt, self.method.encoder, self.data, self.device)
+        values = {f"{feature}_{name}": value for feature, result in results.items() for name, value in result.items()}
+        self.run.record("knn", epoch=epoch, step=self.step, **values)
+        self.run.log(
+            f"epoch {epoch}  k-NN top-1: backbone {values['backbone_top1']:.2f} %, head output {values['head_top1']:.2f} %"
+        )
+
+    def describe(self, origins: dict[str, str]) -> Iterator[str]:
+        """What will happen, in a few lines."""
+        weights = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
+        images = f"{len(self.data)} images of {self.opt.dataset}, {self.steps_per_epoch} steps of {self.opt.batch_size}"
+        yield f"Run folder {self.run.folder}"
+        yield f"{self.opt.arch} with {weights / 1e6:.2f} M weights on {self.device}, {parallel.world_size()} process(es)"
+        yield f"{images} per epoch, {self.opt.epochs} epochs"
+        yield from base.describe(self.opt, origins)

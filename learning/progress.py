@@ -1,0 +1,135 @@
+"""What a run shows while it trains, and the statistics it collects on the way."""
+
+import math
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from learning import parallel
+from learning.meters import Meters
+from learning.methods.base import StepOutput
+from learning.run import Run, SilentRun
+from memory import scores
+
+
+class ScoreRecorder:
+    """Collects score rows on the device until the epoch is over."""
+
+    def __init__(self):
+        self.parts: list[tuple[Tensor, Tensor]] = []
+        self.steps: list[int] = []
+        self.past: dict[str, Tensor] | None = None  # all ranks' rows from before a resume
+
+    def add(self, step: int, rows: Tensor, index: Tensor) -> None:
+        self.parts.append((rows, index))
+        self.steps.append(step + 1)
+
+    def state_dict(self) -> dict[str, Tensor] | None:
+        """The open epoch over all ranks, on the CPU: rows (S, B, C), index (S, B), step (S,); None before its first step."""
+        if not self.parts:
+            return self.past
+        rows, index = (_join_ranks(torch.stack(parts)) for parts in zip(*self.parts))
+        new = {"rows": rows, "index": index, "step": torch.tensor(self.steps)}
+        return new if self.past is None else {name: torch.cat([self.past[name], new[name]]) for name in new}
+
+    def write(self, path: Path, **scalars: float) -> None:
+        """Save the epoch's file, if anything was recorded, and start anew."""
+        state = self.state_dict()
+        if parallel.is_main() and state is not None:
+            arrays = {name: value.numpy() for name, value in state.items()}
+            scores.write_file(path, arrays.pop("rows"), **arrays, **scalars)
+        self.parts, self.steps, self.past = [], [], None
+
+
+def _join_ranks(stacked: Tensor) -> Tensor:
+    """(S, n, ...) per rank -> (S, world * n, ...): ranks hold consecutive rows of each global batch."""
+    return parallel.gather(stacked.transpose(0, 1).contiguous()).transpose(0, 1).cpu()
+
+
+class Progress:
+    """Observes every step: averages, a log line every `print_freq` steps, a progress bar on a terminal, scores.
+
+    Nothing is read from the device between two log lines.
+    """
+
+    def __init__(
+        self,
+        run: Run | SilentRun,
+        *,
+        epochs: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        print_freq: int,
+        save_score: bool,
+    ):
+        self.run, self.print_freq, self.batch_size = run, print_freq, batch_size
+        self.steps_per_epoch, self.total = steps_per_epoch, epochs * steps_per_epoch
+        self.window, self.epoch = Meters(), Meters()
+        self.scores = ScoreRecorder() if save_score else None
+        self.bar = tqdm(total=self.total, disable=None if parallel.is_main() else True, unit="step")
+
+    def start_epoch(self, step: int) -> None:
+        self.bar.update(step - self.bar.n)
+        self.clock, self.clock_step, self.waited = time.perf_counter(), step, 0.0
+        self.idle_since = self.clock
+
+    def data_ready(self) -> None:
+        """The next batch has arrived: what has passed since the last step was waiting for data."""
+        self.waited += time.perf_counter() - self.idle_since
+
+    def step_done(self, step: int, out: StepOutput, batch: dict[str, Any], lr: float) -> None:
+        for meters in (self.window, self.epoch):
+            meters.add(out.stats)
+        if self.scores is not None and out.scores is not None:
+            self.scores.add(step, out.scores, batch["index"])
+        self.bar.update()
+        if (step + 1) % self.print_freq == 0:
+            self._log_line(step + 1, lr)
+        self.idle_since = time.perf_counter()
+
+    def finish_epoch(self, step: int, epoch: int) -> dict[str, float]:
+        """Record the epoch's averages and return them."""
+        values = scores.derived(self.epoch.read())
+        self.run.record("epoch", epoch=epoch, step=step, **values)
+        return values
+
+    def _log_line(self, step: int, lr: float) -> None:
+        values = scores.derived(self.window.read())
+        seconds, steps = time.perf_counter() - self.clock, step - self.clock_step
+        speed = {"images_per_second": steps * self.batch_size / seconds, "data_wait": self.waited / seconds}
+        self.run.record("step", epoch=self._epoch(step), step=step, **values, learning_rate=lr, **speed)
+        with self.bar.external_write_mode():
+            self.run.log(self._line(step, values, lr, speed, (self.total - step) * seconds / steps))
+        self.clock, self.clock_step, self.waited = time.perf_counter(), step, 0.0
+        if not math.isfinite(values["loss"]):
+            raise FloatingPointError(
+                f"The loss became {values['loss']} in the {self.print_freq} steps before step {step}. The last checkpoint is "
+                "sound: go on from it with a smaller --learning_rate, a longer --warmup_epochs or --amp off."
+            )
+
+    def _epoch(self, step: int) -> int:
+        return (step - 1) // self.steps_per_epoch + 1
+
+    def _line(self, step: int, values: dict[str, float], lr: float, speed: dict[str, float], eta: float) -> str:
+        before = f" (before FT {values['before_contrast_acc']:.1%})" if "before_contrast_acc" in values else ""
+        return (
+            f"epoch {self._epoch(step)}  step {step}/{self.total}  loss {values['loss']:.4f}  "
+            f"contrast acc {values['contrast_acc']:.1%}{before}  positive {values['positive_mean']:.3f}  "
+            f"negative {values['negative_mean']:+.3f}  lr {lr:.2g}  {speed['images_per_second']:.0f} images/s  "
+            f"waiting {speed['data_wait']:.0%}  ETA {timedelta(seconds=round(eta))}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        recorded = self.scores.state_dict() if self.scores is not None else None
+        return {"window": self.window.state_dict(), "epoch": self.epoch.state_dict(), "scores": recorded}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self.window.load_state_dict(state["window"], device)
+        self.epoch.load_state_dict(state["epoch"], device)
+        if self.scores is not None:
+            self.scores.past = state["scores"]

@@ -1,0 +1,32 @@
+"""TensorBoard scalars through tensorboard_logger, or through torch's writer where that is missing."""
+
+import os
+
+# tensorboard_logger ships generated protobuf code that current protobuf reads only in its pure-Python form. The
+# variable counts only if it is set before anything imports protobuf, so the mains import this module first.
+os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+
+from pathlib import Path  # noqa: E402
+from typing import Protocol  # noqa: E402
+
+
+class ScalarWriter(Protocol):
+    def __call__(self, tag: str, value: float, step: int) -> None: ...
+
+
+def scalar_writer(folder: Path) -> tuple[ScalarWriter, str | None]:
+    """A function that writes one scalar below `folder`, and a note if it is not the usual writer."""
+    try:
+        import tensorboard_logger
+
+        return tensorboard_logger.Logger(str(folder), flush_secs=2).log_value, None
+    except Exception as reason:  # an old generated file fails with TypeError, a missing package with ImportError
+        first = f"tensorboard_logger cannot be used ({type(reason).__name__})"
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(
+            str(folder), flush_secs=2
+        ).add_scalar, f"{first}; torch.utils.tensorboard writes the same tags."
+    except ImportError:
+        return lambda tag, value, step: None, f"{first} and tensorboard is not installed: no event files are written."

@@ -1,0 +1,113 @@
+"""Feature transformation: Task in, Task out (Zhu et al., "Improving Contrastive Learning by Visualizing Feature
+Transformation", ICCV 2021). Positives are extrapolated into harder ones, negatives interpolated into more diverse ones.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from memory.task import Negatives, Task
+
+Granularity = Literal["batch", "sample", "dim"]
+
+_BITS = 16  # resolution of a tabulated draw: 65,536 quantiles
+
+
+class Draws(Protocol):
+    """Where random numbers come from: functions of a key, equal on any number of processes."""
+
+    def per_sample(self, count: int, salt: str) -> Tensor:
+        """Uniform numbers (N, count) in [0, 1) that belong to the samples of this batch."""
+
+    def shared(self, salt: str) -> Generator:
+        """A generator that every process finds in the same state at the same step."""
+
+
+@functools.cache
+def beta_quantiles(alpha: float, device: torch.device | str = "cpu") -> Tensor:
+    """(65536,) mid-point quantiles of Beta(alpha, alpha): a uniform 16-bit index into it is a draw.
+
+    Numerical inverse of the distribution function. Substituting x = t^(1/alpha) removes the pole that the density
+    x^(alpha-1) (1-x)^(alpha-1) has at 0 for alpha < 1; the upper half follows by symmetry.
+    """
+    t = torch.linspace(0, 0.5**alpha, 200_001, dtype=torch.float64)
+    density = (1 - t ** (1 / alpha)) ** (alpha - 1)
+    mass = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumulative_trapezoid(density, t)])
+    wanted = (torch.arange(2 ** (_BITS - 1), dtype=torch.float64) + 0.5) / 2**_BITS * (2 * mass[-1])
+    right = torch.searchsorted(mass, wanted).clamp(1, len(mass) - 1)
+    share = (wanted - mass[right - 1]) / (mass[right] - mass[right - 1])
+    lower = torch.lerp(t[right - 1], t[right], share) ** (1 / alpha)
+    return torch.cat([lower, 1 - lower.flip(0)]).float().to(device)
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """How lambda is drawn: Beta(alpha, alpha), uniform being alpha = 1; one for the batch, one a row, or one an element."""
+
+    alpha: float
+    granularity: Granularity = "batch"
+
+    def keyed(self, like: Tensor, draws: Draws, salt: str) -> Tensor:
+        """For the rows of a batch (N, D): broadcastable to `like`, row i a function of sample i alone."""
+        if self.granularity == "batch":
+            return self.shared(like, draws, salt)
+        uniform = draws.per_sample(1 if self.granularity == "sample" else like.shape[1], salt)
+        return self._lookup((uniform * 2**_BITS).long(), like)
+
+    def shared(self, like: Tensor, draws: Draws, salt: str) -> Tensor:
+        """For the rows of a memory (K, D): broadcastable to `like`, equal on every process."""
+        shape = {"batch": (1, 1), "sample": (len(like), 1), "dim": tuple(like.shape)}[self.granularity]
+        index = torch.randint(2**_BITS, shape, generator=draws.shared(salt), device=like.device, dtype=torch.int32)
+        return self._lookup(index, like)
+
+    def _lookup(self, index: Tensor, like: Tensor) -> Tensor:
+        return beta_quantiles(self.alpha, like.device)[index].to(like.dtype)
+
+
+@dataclass(frozen=True)
+class PositiveTransform:
+    """q' = lam q + (1 - lam) k, k' = lam k + (1 - lam) q.
+
+    Extrapolation draws lam = 1 + Beta(a, a): the pair moves apart along the line that joins it, and for a scalar lam and
+    unit vectors the score S falls to S - 2 lam (lam - 1)(1 - S). Interpolation draws lam = Beta(a, a), which makes the
+    pair easier: the paper's ablation. q' is also what the negatives meet. The gradient flows to q through both factors.
+    """
+
+    coefficient: Coefficient
+    extrapolate: bool = True
+    normalize: bool = False
+
+    def __call__(self, task: Task, draws: Draws) -> Task:
+        query, positive = task.query, task.positive
+        lam = self.coefficient.keyed(query, draws, f"{task.name}/positive") + float(self.extrapolate)
+        moved = torch.lerp(positive, query, lam), torch.lerp(query, positive, lam)
+        if self.normalize:
+            moved = tuple(F.normalize(side, dim=1) for side in moved)
+        return replace(task, query=moved[0], positive=moved[1])
+
+
+@dataclass(frozen=True)
+class NegativeTransform:
+    """n'_j = lam n_j + (1 - lam) n_pi(j), pi a fresh permutation, lam ~ Beta(a, a).
+
+    The mixed negatives replace the originals, or join them with `append` (the paper's "2K" ablation). Memories
+    keep what they hold: only the task is rewritten.
+    """
+
+    coefficient: Coefficient
+    append: bool = False
+    normalize: bool = False
+
+    def __call__(self, task: Task, draws: Draws) -> Task:
+        mixed = tuple(self._mix(block, draws, f"{task.name}/{i}") for i, block in enumerate(task.negatives))
+        return replace(task, negatives=task.negatives + mixed if self.append else mixed)
+
+    def _mix(self, block: Negatives, draws: Draws, salt: str) -> Negatives:
+        features = block.features
+        other = torch.randperm(len(features), generator=draws.shared(f"{salt}/permutation"), device=features.device)
+        mixed = torch.lerp(features[other], features, self.coefficient.shared(features, draws, f"{salt}/negative"))
+        return Negatives(F.normalize(mixed, dim=1) if self.normalize else mixed)

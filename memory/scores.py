@@ -1,0 +1,76 @@
+"""Score statistics: what the positives and negatives of every query looked like at every step, and their files."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+COLUMNS = (
+    "positive",
+    "negative_mean",
+    "negative_var",
+    "negative_max",
+    "negative_logmeanexp",
+    "positive_logit",
+)
+
+
+@torch.no_grad()
+def statistics(positive: Tensor, negative: Tensor, log_sum_exp: Tensor, temperature: float) -> Tensor:
+    """One row of `COLUMNS` per query, (N, 6) float32.
+
+    positive: (N,) scores; negative: (N, K) scores; log_sum_exp: (N,) of negative / temperature. The variance is
+    unbiased. exp(negative_logmeanexp) and exp(positive_logit) are the mean exp(neg / T) and exp(pos / T) of
+    the published score files, in a form that cannot overflow.
+    """
+    variance, mean = torch.var_mean(negative, dim=1)
+    logmeanexp = log_sum_exp - math.log(negative.shape[1])
+    columns = [positive, mean, variance, negative.amax(1), logmeanexp, positive / temperature]
+    return torch.stack([column.detach().float() for column in columns], 1)
+
+
+def summary(rows: Tensor) -> dict[str, Tensor]:
+    """Scalars of a batch from its rows (N, 6) or (N, 12), on the device.
+
+    `contrast_acc` is the share of queries whose positive scores at least as high as every negative. Means of squares
+    instead of variances: they may be averaged over steps and processes.
+    """
+    values = {}
+    for prefix, part in zip(("", "before_"), rows.split(len(COLUMNS), 1)):
+        positive, mean, variance, hardest = part[:, :4].unbind(1)
+        values[f"{prefix}positive_mean"] = positive.mean()
+        values[f"{prefix}positive_square"] = positive.square().mean()
+        values[f"{prefix}negative_mean"] = mean.mean()
+        values[f"{prefix}negative_var"] = variance.mean()
+        values[f"{prefix}contrast_acc"] = (positive >= hardest).float().mean()
+    return values
+
+
+def derived(values: dict[str, float]) -> dict[str, float]:
+    """Averages of `summary` as they are shown: variances in place of squares, and the gap between the two means."""
+    shown = {}
+    for name, value in values.items():
+        prefix = name.removesuffix("positive_square")
+        if prefix == name:
+            shown[name] = value
+        else:
+            shown[f"{prefix}positive_var"] = max(value - values[f"{prefix}positive_mean"] ** 2, 0.0)
+            shown[f"{prefix}gap"] = values[f"{prefix}positive_mean"] - values[f"{prefix}negative_mean"]
+    return shown
+
+
+def write_file(path: Path, rows: np.ndarray, *, index: np.ndarray, step: np.ndarray, **scalars: float) -> None:
+    """Save one epoch: rows (S, B, C) as named float32 columns (S, B), sample index (S, B), global step (S,), scalars.
+
+    C is 6, or 12 when the statistics before the transformation follow (columns named `before_...`). Plain arrays: `np.load`
+    needs no pickle. The file appears complete or not at all.
+    """
+    names = COLUMNS + tuple(f"before_{name}" for name in COLUMNS)
+    columns = {name: rows[..., i] for i, name in enumerate(names[: rows.shape[-1]])}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    with partial.open("wb") as file:
+        np.savez(file, step=step, index=index, **columns, **scalars)
+    partial.replace(path)

@@ -1,0 +1,38 @@
+"""Stores of past embeddings. Reading is pure; writing happens once, after the optimizer's step."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from memory.task import Negatives
+
+
+class Queue(nn.Module):
+    """The most recent `size` keys, first in first out (He et al., CVPR 2020, section 3.2).
+
+    The position is a buffer, so a resumed run goes on where it stopped, and `size` may be any number: a batch
+    that does not divide it wraps around. Until it is full, the free slots hold random unit vectors.
+    """
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        self.register_buffer("keys", F.normalize(torch.randn(size, dim), dim=1))
+        self.register_buffer("written", torch.zeros((), dtype=torch.long))
+
+    def read(self) -> Negatives:
+        """The (K, D) keys themselves, not a copy: nothing may write before the backward pass is over."""
+        return Negatives(self.keys)
+
+    @torch.no_grad()
+    def write(self, keys: Tensor) -> None:
+        """Replace the oldest entries by `keys` (n, D); of more than `size` keys the last ones stay."""
+        size = len(self.keys)
+        kept = keys[-size:]
+        first = self.written + (len(keys) - len(kept))
+        slots = (first + torch.arange(len(kept), device=keys.device)) % size
+        self.keys.index_copy_(0, slots, kept.to(self.keys.dtype))
+        self.written.add_(len(keys))
+
+    def fill(self) -> Tensor:
+        """Share of the slots that hold real keys, in [0, 1], as a scalar on the device."""
+        return (self.written / len(self.keys)).clamp(max=1.0)

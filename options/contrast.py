@@ -1,0 +1,250 @@
+"""Options of main_contrast.py."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from options import base, shared
+from options.base import FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, option
+from options.presets import DATASETS, METHODS
+
+_FT, _PUBLISHED = "feature transformation", "published feature transformation"
+_DEAD = "never had an effect in the published code and is not offered: leave it out"
+_LATER = "belongs to memory-bank and jigsaw methods, which this version does not have: leave it out"
+_LINEAR = "belongs to main_linear.py: leave it out here"
+
+REFUSED = {
+    **dict.fromkeys(("feature_mix", "mix_ratio", "mix_alpha", "time_mix", "only_mix"), _DEAD),
+    **dict.fromkeys(("jigsaw", "nce_m", "m", "beta"), _LATER),
+    **dict.fromkeys(("aug_linear", "crop", "ckpt", "n_class", "use_ema"), _LINEAR),
+}
+
+Distribution = Literal["beta", "uniform"]
+Granularity = Literal["batch", "sample", "dim"]
+
+
+@dataclass(frozen=True)
+class ContrastOptions(shared.Shared):
+    """Contrastive pre-training. The defaults shown are those of the chosen --dataset and --method."""
+
+    dataset: Literal[tuple(DATASETS)] = option(
+        "shapes", "what to train on; folder is meant by --data_folder alone", group="data"
+    )
+    input_res: int = option(224, "side of the views in pixels", group="data", must=POSITIVE)
+    crop_min: float = option(0.2, "smallest share of the picture a crop covers", group="data", must=SHARE)
+    recipe: Literal["mocov1", "mocov2"] = option(
+        "mocov1", "how views are made; A, B: the same", group="data", aliases=("--aug",),
+        spellings={"A": "mocov1", "B": "mocov2"},
+    )  # fmt: skip
+
+    method: Literal[tuple(METHODS)] = option("MoCov2", "preset to start from", group="method")
+    arch: str = option("resnet50", "backbone; resnet50x2 is twice as wide", group="method")
+    width: float = option(1.0, "factor on the backbone's channels", group="method", must=POSITIVE)
+    stem: Literal["auto", "imagenet", "small"] = option(
+        "auto", "first layers; small: stride 1 for small pictures", group="method"
+    )
+    head: Literal["linear", "linear_wo_norm", "mlp", "mlp_bn", "2mlp_bn"] = option(
+        "linear", "projection head", group="method", aliases=("--custom_head",)
+    )
+    feat_dim: int = option(128, "size of the embedding", group="method", aliases=("-d",), must=POSITIVE)
+    temperature: float = option(
+        0.07, "temperature of the softmax", group="method", aliases=("-t", "--nce_t"), must=POSITIVE
+    )
+    queue_size: int | None = option(
+        None, "keys in the queue; by default as the data allow", group="method", aliases=("-k", "--nce_k"),
+        must=POSITIVE,
+    )  # fmt: skip
+    key_momentum: float = option(
+        0.999, "momentum of the key encoder's average", group="method", aliases=("--alpha",), must=FRACTION
+    )
+    bn_splits: int | Literal["auto"] = option("auto", "chunks batch norm sees separately", group="method")
+    modal: Literal["RGB"] = option("RGB", "what the encoder sees", group="method")
+    mem: Literal["moco"] = option("moco", "where negatives are kept", group="method")
+
+    ft_pos: Literal["none", "extrapolate", "interpolate"] = option("none", "transform positive pairs", group=_FT)
+    ft_pos_alpha: float = option(2.0, "Beta parameter of its lambda", group=_FT, must=POSITIVE)
+    ft_pos_distribution: Distribution = option("beta", "distribution of its lambda", group=_FT)
+    ft_pos_granularity: Granularity = option("batch", "how many share a lambda", group=_FT)
+    ft_neg: Literal["none", "interpolate", "append"] = option(
+        "none", "mix negatives; append: keep the originals too", group=_FT
+    )
+    ft_neg_alpha: float = option(1.6, "Beta parameter of its lambda", group=_FT, must=POSITIVE)
+    ft_neg_distribution: Distribution = option("beta", "distribution of its lambda", group=_FT)
+    ft_neg_granularity: Granularity = option("batch", "how many share a lambda; sample: one per negative", group=_FT)
+    ft_post_norm: Literal["none", "pos", "neg", "both"] = option(
+        "none", "normalise again what was transformed", group=_FT
+    )
+    ft_begin_epoch: int = option(0, "epochs before it starts", group=_FT, must=NOT_NEGATIVE)
+
+    epochs: int = option(200, "passes over the data", group="optimisation", must=POSITIVE)
+    stop_epoch: int = option(
+        0, "end here and leave the rest of the schedule to --resume; 0: go to the end", group="optimisation",
+        must=NOT_NEGATIVE,
+    )  # fmt: skip
+    learning_rate: float = option(0.03, "peak learning rate", group="optimisation", aliases=("--lr",), must=POSITIVE)
+    lr_decay_epochs: tuple[int, ...] = option(
+        (120, 160), "epochs after which it drops", group="optimisation", must=POSITIVE
+    )
+    weight_decay: float = option(1e-4, "weight decay", group="optimisation", must=NOT_NEGATIVE)
+    warm: bool = option(False, "warm up; always done for a batch above 256", group="optimisation")
+    warmup_epochs: int | None = option(
+        None, "length of the warm-up; 5 by default, 10 above 500 epochs", group="optimisation", must=NOT_NEGATIVE
+    )
+    schedule_per: Literal["step", "epoch"] = option("step", "how often the rate moves", group="optimisation")
+    opt_level: Literal["O1", "O2"] | None = option(None, "published spelling of --amp auto", group="optimisation")
+
+    save_score: bool = option(False, "record statistics of the scores", group="run")
+    pre_scores: bool = option(True, "record the scores before FT too", group="run")
+    knn_freq: int = option(0, "epochs between k-NN evaluations; 0 for none", group="run", must=NOT_NEGATIVE)
+    exp_iter: int = option(-1, "number of this repetition, added to the name", group="run")
+
+    def validate(self) -> None:
+        """Raise ValueError, naming the flags, for values that cannot work (together)."""
+        shared.check(self)
+        if self.bn_splits != "auto" and not 1 <= self.bn_splits <= self.batch_size:
+            raise ValueError(f"--bn_splits must lie between 1 and --batch_size {self.batch_size}, not {self.bn_splits}")
+
+
+@dataclass(frozen=True)
+class PublishedFT:
+    """Feature transformation as the published command lines spell it; see `published_to_ft`."""
+
+    mixnorm: bool = option(False, "switch FT on", group=_PUBLISHED)
+    mixnorm_target: Literal["pos", "neg", "posneg"] = option("neg", "what to transform", group=_PUBLISHED)
+    expolation_mask: bool = option(False, "extrapolate positives (else interpolate)", group=_PUBLISHED)
+    mask_distribution: Distribution = option("beta", "distribution of lambda", group=_PUBLISHED)
+    beta_alpha: float = option(2.0, "Beta parameter without --sep_alpha", group=_PUBLISHED, must=POSITIVE)
+    sep_alpha: bool = option(False, "one Beta parameter each (posneg, beta)", group=_PUBLISHED)
+    pos_alpha: float = option(2.0, "the positives' under --sep_alpha", group=_PUBLISHED, must=POSITIVE)
+    neg_alpha: float = option(1.6, "the negatives' under --sep_alpha", group=_PUBLISHED, must=POSITIVE)
+    dim_mask: Literal["pos", "neg", "both", "none"] = option(
+        "none", "lambda per dimension under --sep_alpha", group=_PUBLISHED
+    )
+    postmix_norm: bool = option(False, "normalise transformed positives", group=_PUBLISHED)
+    norm_target: Literal["pos", "neg"] | None = option(None, "without effect, as published", group=_PUBLISHED)
+    mix_start_epoch: int = option(0, "epochs before FT starts", group=_PUBLISHED, must=NOT_NEGATIVE)
+
+    @property
+    def separate(self) -> bool:
+        """Only here do the two parts get a Beta parameter of their own and one lambda per batch."""
+        return self.sep_alpha and self.mixnorm_target == "posneg" and self.mask_distribution == "beta"
+
+
+def parse(argv: list[str]) -> tuple[ContrastOptions, dict[str, str], list[str]]:
+    """argv -> options, where each value came from, and lines worth printing. Exits with code 2 on a wrong argv."""
+    options, sources, typed = base.parse(
+        ContrastOptions, argv, layers=_layers, refused=REFUSED, shorthands=(PublishedFT,)
+    )
+    return options, sources, _notes(options, typed)
+
+
+def published_to_ft(flags: PublishedFT) -> dict[str, object]:
+    """What the published flags do, as ft_* options ("Improving Contrastive Learning by Visualizing Feature
+    Transformation", ICCV 2021, behaviour of the released code).
+
+    Unless separate, lambda is drawn per dimension from Beta(beta_alpha) and sep_alpha, pos_alpha, neg_alpha and
+    dim_mask count for nothing. --expolation_mask shifts the positives' lambda only; negatives are never normalised.
+    """
+    if flags.expolation_mask and flags.mixnorm_target == "neg":
+        raise ValueError(
+            "--expolation_mask extrapolates positives and --mixnorm_target neg has none: "
+            "take --mixnorm_target pos or posneg, or leave --expolation_mask out"
+        )
+    changes = dict(ft_pos="none", ft_neg="none", ft_post_norm="none", ft_begin_epoch=flags.mix_start_epoch)
+    parts = {"pos": ("pos",), "neg": ("neg",), "posneg": ("pos", "neg")}[flags.mixnorm_target]
+    for part in parts:
+        per_dim = not flags.separate or flags.dim_mask in (part, "both")
+        changes[f"ft_{part}"] = "extrapolate" if part == "pos" and flags.expolation_mask else "interpolate"
+        changes[f"ft_{part}_alpha"] = getattr(flags, f"{part}_alpha") if flags.separate else flags.beta_alpha
+        changes[f"ft_{part}_distribution"] = flags.mask_distribution
+        changes[f"ft_{part}_granularity"] = "dim" if per_dim else "batch"
+    if flags.postmix_norm and "pos" in parts:
+        changes["ft_post_norm"] = "pos"
+    return changes
+
+
+def _layers(typed: dict) -> list[tuple[str, dict]]:
+    implied = {"dataset": "folder"} if "data_folder" in typed else {}
+    dataset = typed.get("dataset", implied.get("dataset", ContrastOptions.dataset))
+    method = typed.get("method", ContrastOptions.method)
+    layers = [
+        ("implied by --data_folder", implied),
+        (f"dataset {dataset}", DATASETS[dataset]),
+        (f"method {method}", METHODS[method]),
+    ]
+    if "opt_level" in typed:
+        layers.append((f"published --opt_level {typed['opt_level']}", {"amp": "auto"}))
+    published = _published(typed)
+    if published:
+        flags = PublishedFT(**published)
+        base.check_ranges(flags)
+        ours = [name for name in typed if name.startswith("ft_")]
+        if ours:
+            raise ValueError(
+                f"--{ours[0]} and --{next(iter(published))} belong to two families of flags for the same thing: use one"
+            )
+        if flags.mixnorm:
+            layers.append((f"published {_command_line(published)}", published_to_ft(flags)))
+    return layers
+
+
+def _published(typed: dict) -> dict:
+    return {field.name: typed[field.name] for field in dataclasses.fields(PublishedFT) if field.name in typed}
+
+
+def _command_line(typed: dict) -> str:
+    return " ".join(
+        (f"--{name}" if value else f"--no_{name}") if isinstance(value, bool) else f"--{name} {value}"
+        for name, value in typed.items()
+    )
+
+
+def _notes(options: ContrastOptions, typed: dict) -> list[str]:
+    why = {}
+    if options.warmup_epochs is not None:
+        why["warm"] = f"next to --warmup_epochs {options.warmup_epochs}"
+    if not options.save_score:
+        why["pre_scores"] = "without --save_score"
+    if "amp" in typed:
+        why["opt_level"] = f"next to --amp {options.amp}"
+    sentences = shared.notes(options, typed) + shared.without_effect(why, typed)
+    if options.opt_level and "amp" not in typed:
+        sentences.append(f"--opt_level {options.opt_level} maps to --amp auto")
+    if typed.get("mixnorm") and typed.get("mix_start_epoch") and not options.save_score:
+        sentences.append("--mix_start_epoch counts without --save_score too, unlike in the published code")
+    return sentences + _ft_notes(options, typed) + _published_notes(_published(typed))
+
+
+def _ft_notes(options: ContrastOptions, typed: dict) -> list[str]:
+    """ft_* flags that were typed for a part that is off."""
+    why = {}
+    for part in ("pos", "neg"):
+        off = getattr(options, f"ft_{part}") == "none"
+        if getattr(options, f"ft_{part}_distribution") == "uniform":
+            why[f"ft_{part}_alpha"] = f"with --ft_{part}_distribution uniform"
+        if off:
+            settings = (f"ft_{part}_{setting}" for setting in ("alpha", "distribution", "granularity"))
+            why |= dict.fromkeys(settings, f"while --ft_{part} is none")
+        if off and options.ft_post_norm == part:
+            why["ft_post_norm"] = f"while --ft_{part} is none"
+    if options.ft_pos == options.ft_neg == "none":
+        why |= dict.fromkeys(("ft_post_norm", "ft_begin_epoch"), "while --ft_pos and --ft_neg are none")
+    return shared.without_effect(why, typed)
+
+
+def _published_notes(published: dict) -> list[str]:
+    flags = PublishedFT(**published)
+    if not flags.mixnorm:
+        others = (field.name for field in dataclasses.fields(flags))
+        return shared.without_effect(dict.fromkeys(others, "without --mixnorm, as published"), published)
+    why = {"norm_target": "as published: --postmix_norm is about the positives"}
+    if not flags.separate:
+        needs = "without --mixnorm_target posneg --mask_distribution beta --sep_alpha, as published"
+        why |= dict.fromkeys(("sep_alpha", "pos_alpha", "neg_alpha", "dim_mask"), needs)
+    if flags.separate:
+        why["beta_alpha"] = "next to --sep_alpha"
+    elif flags.mask_distribution == "uniform":
+        why["beta_alpha"] = "with --mask_distribution uniform"
+    if flags.mixnorm_target == "neg":
+        why["postmix_norm"] = "with --mixnorm_target neg: it is about the positives, as published"
+    return shared.without_effect(why, published)

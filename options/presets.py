@@ -1,0 +1,24 @@
+"""What a data set and a method fix: option name -> default. Whatever is not named keeps the default of its field.
+
+The published code lets a method's preset override the command line; here presets only move defaults, so typed wins.
+"""
+
+_SMALL = dict(input_res=32, arch="resnet18", key_momentum=0.99)
+
+DATASETS = {
+    "shapes": _SMALL,
+    "cifar10": _SMALL | dict(crop_min=0.08, queue_size=4096),
+    "npz": _SMALL | dict(crop_min=0.08),
+    "imagenet": {},
+    "imagenet100": dict(queue_size=65536),
+    "folder": {},
+}
+
+METHODS = {
+    "MoCo": dict(recipe="mocov1", head="linear", temperature=0.07),
+    "MoCoMLP": dict(recipe="mocov1", head="mlp", temperature=0.07),
+    "MoCo_wo_norm": dict(recipe="mocov1", head="linear_wo_norm", temperature=0.07),
+    "MoCov2": dict(recipe="mocov2", head="mlp", temperature=0.2),
+    "MoCov2_tau0.1": dict(recipe="mocov2", head="mlp", temperature=0.1),
+    "Customize": {},
+}

@@ -1,0 +1,96 @@
+"""What both programs have in common: flags, checks, notes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from options.base import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SEED, SHARE, check_ranges, option
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The flags both programs have."""
+
+    data_folder: str | None = option(None, "folder with train/ and val/; the file itself for npz", group="data")
+    imagenet100path: str | None = option(None, "class list for imagenet100, instead of the one shipped", group="data")
+    num_workers: int = option(
+        2, "loader processes per training process", group="data", aliases=("-j",), must=NOT_NEGATIVE
+    )
+
+    batch_size: int = option(256, "images per step over all processes", group="optimisation", must=POSITIVE)
+    cosine: bool = option(False, "cosine schedule instead of steps", group="optimisation")
+    lr_decay_rate: float = option(0.1, "factor of each drop; cosine ends at its cube", group="optimisation", must=SHARE)
+    momentum: float = option(0.9, "momentum of SGD", group="optimisation", must=BELOW_ONE)
+    amp: Literal["off", "auto", "bf16", "fp16"] = option(
+        "off", "mixed precision; --amp alone means auto", group="optimisation", bare="auto"
+    )
+
+    model_path: str = option("./save", "folder that holds the run folders", group="run")
+    tb_path: str = option("./tb", "the same for TensorBoard", group="run")
+    name: str | None = option(None, "name of the run folder; made from the settings by default", group="run")
+    print_freq: int = option(10, "steps between log lines", group="run", must=POSITIVE)
+    save_freq: int = option(20, "epochs between kept checkpoints; 0 keeps none", group="run", must=NOT_NEGATIVE)
+    resume: str = option("", "checkpoint to go on from; auto: the run folder's own, if any", group="run")
+    seed: int | None = option(None, "random seed; drawn and printed by default", group="run", must=SEED)
+
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute", group="processes")
+    gpu: int | None = option(None, "index of the only GPU to use", group="processes", must=NOT_NEGATIVE)
+    multiprocessing_distributed: bool = option(False, "one process per visible GPU", group="processes")
+    nprocs: int | None = option(None, "processes on this node", group="processes", must=POSITIVE)
+    world_size: int = option(-1, "number of nodes", group="processes")
+    node_rank: int = option(-1, "number of this node, from 0", group="processes", aliases=("--rank",))
+    dist_url: str = option("tcp://127.0.0.1:23456", "where several nodes meet", group="processes")
+    dist_backend: Literal["auto", "nccl", "gloo"] = option("auto", "communication library", group="processes")
+
+
+def check(options) -> None:
+    """Raise ValueError for a value out of range and for shared flags that cannot work together."""
+    check_ranges(options)
+    drops = options.lr_decay_epochs
+    if any(later <= earlier for earlier, later in zip(drops, drops[1:])):
+        raise ValueError(f"--lr_decay_epochs must ascend, not {_listed(drops)}")
+    if options.dataset not in (None, "shapes") and options.data_folder is None:
+        raise ValueError(f"--dataset {options.dataset} is read from disk: say where with --data_folder")
+    if options.device == "cpu" and options.gpu is not None:
+        raise ValueError("--gpu and --device cpu contradict each other: leave one out")
+    if options.device == "cpu" and options.dist_backend == "nccl":
+        raise ValueError("--dist_backend nccl needs GPUs and --device cpu uses none: take --dist_backend gloo")
+    if options.gpu is not None and (options.nprocs or 1) > 1:
+        raise ValueError(f"--gpu is one GPU and --nprocs {options.nprocs} wants several: leave one out")
+    nodes, node = options.world_size, options.node_rank
+    if nodes > 1 and node < 0:
+        raise ValueError(f"--world_size {nodes} needs --rank as well: the number of this node, from 0")
+    if node >= max(nodes, 1):
+        raise ValueError(f"--rank {node} does not exist with --world_size {nodes}: nodes are counted from 0")
+
+
+def notes(options, typed: dict) -> list[str]:
+    """Sentences about shared flags that will have no effect."""
+    drops = options.lr_decay_epochs
+    why = {}
+    if options.dataset not in (None, "imagenet100"):
+        why["imagenet100path"] = f"with --dataset {options.dataset}"
+    if options.dataset == "shapes":
+        why["data_folder"] = "with --dataset shapes, which is drawn on the spot"
+    if options.multiprocessing_distributed:
+        why["gpu"] = "with --multiprocessing_distributed, which takes every visible GPU"
+    if options.cosine and drops:
+        why["lr_decay_epochs"] = "and is ignored under --cosine"
+    sentences = without_effect(why, typed)
+    if not options.cosine and drops and options.epochs <= drops[0]:
+        sentences.append(
+            f"the learning rate never drops: --lr_decay_epochs {_listed(drops)} with --epochs {options.epochs}"
+        )
+    return sentences
+
+
+def without_effect(why: dict[str, str], typed: dict) -> list[str]:
+    """One sentence for every typed flag in `why`; a flag typed as off or none asks for nothing."""
+    return [
+        f"--{name} has no effect {why[name]}"
+        for name, value in typed.items()
+        if name in why and value is not False and value != "none"
+    ]
+
+
+def _listed(numbers: tuple) -> str:
+    return ",".join(map(str, numbers))

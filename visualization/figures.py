@@ -1,0 +1,231 @@
+"""Figures of score statistics over training, after "Improving Contrastive Learning by Visualizing Feature
+Transformation" (ICCV 2021). Each function returns a matplotlib Figure made without pyplot: no display is needed.
+
+smooth: window, in steps, of a centred moving average drawn over the pale raw line; None draws the raw line alone.
+"""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from visualization.runs import Run
+
+TITLES = {
+    "negative_variance": "Variance of negative scores",
+    "negative_mean": "Mean of negative scores",
+    "positive_mean": "Mean of positive scores",
+    "gap": "Positive mean − negative mean",
+}
+STATISTICS = ("negative_variance", "negative_mean", "positive_mean")
+MARKS = {
+    "end of epoch 1": {"linestyle": ":", "linewidth": 0.9},
+    "learning-rate drop": {"linestyle": (0, (7, 4)), "linewidth": 0.9},
+    "transformation starts": {"linestyle": "-.", "linewidth": 0.9},
+}
+DASHED = {"linestyle": (0, (2.5, 1)), "linewidth": 1.0}
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")  # Okabe and Ito
+GREY = "#8a8a8a"
+POINTS = 4000  # of a drawn line; more than any figure has pixels
+LOOK = {
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8e8e8",
+    "lines.linewidth": 1.1,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.08,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,
+}
+styled = style.context(["default", LOOK])  # the reader's own matplotlibrc does not leak in
+
+Lines = list[tuple[Run, str]]  # runs and their colours
+
+
+@styled
+def compare(runs: Sequence[Run], *statistics: str, smooth: int | None = None) -> Figure:
+    """A panel per statistic (a key of `TITLES`; default: the three of the paper), a line per run."""
+    statistics = statistics or STATISTICS
+    figure = Figure(figsize=(5.2, 3.6) if len(statistics) == 1 else (10, 3.2), layout="constrained")
+    lines = _colored(runs)
+    for axes, statistic in zip(figure.subplots(1, len(statistics), squeeze=False)[0], statistics):
+        _panel(axes, lines, statistic, smooth=smooth)
+        _mark(axes, lines)
+    _legend(figure, lines, _mark_looks(lines))
+    return figure
+
+
+@styled
+def grid(*groups: Sequence[Run], smooth: int | None = None) -> Figure:
+    """The three statistics in columns. One group of runs: scores after and, if recorded, before FT in rows. Several: a
+    row per group on its own scale, as the paper sets stable runs over unstable ones.
+    """
+    lines = _colored([run for group in groups for run in group])
+    rest = iter(lines)
+    rows = [("", list(islice(rest, len(group))), False) for group in groups]
+    if len(groups) == 1 and any(run.shows_before for run, _ in lines):
+        rows = [("after transformation", lines, False), ("before transformation", lines, True)]
+    figure = Figure(figsize=(10, 0.3 + 2.6 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), 3, squeeze=False, sharex=True, sharey="col" if len(groups) == 1 else False)
+    for line, (name, group, before) in zip(panels, rows):
+        for axes, statistic in zip(line, STATISTICS):
+            _panel(axes, group, statistic, before=before, smooth=smooth)
+            _mark(axes, group)
+        line[0].set_ylabel(name, fontweight="bold")
+    _legend(figure, lines, _mark_looks(lines))
+    return figure
+
+
+@styled
+def overview(runs: Sequence[Run], *, smooth: int | None = None) -> Figure:
+    """Scores after FT (solid) and before it (dashed), the loss, and k-NN accuracy if measured, else learning rate."""
+    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    panels, lines = figure.subplots(2, 3, sharex=True).flatten(), _colored(runs)
+    earlier = [(run, color if len(lines) > 1 else PALETTE[1]) for run, color in lines if run.shows_before]
+    for axes, statistic in zip(panels, ("positive_mean", "negative_mean", "negative_variance", "gap")):
+        _panel(axes, earlier, statistic, before=True, smooth=smooth, **DASHED)
+        _panel(axes, lines, statistic, smooth=smooth)
+    _logged(panels[4], lines, "step", "loss", "Training loss")
+    if any(len(run.logged("knn", "backbone_top1")[0]) for run in runs):
+        _logged(panels[5], lines, "knn", "backbone_top1", "k-NN accuracy (%)", marker="o", markersize=4)
+    else:
+        _logged(panels[5], lines, "step", "learning_rate", "Learning rate")
+    for axes in panels:
+        _mark(axes, lines)
+    look = DASHED | {"color": GREY if len(lines) > 1 else PALETTE[1]}
+    _legend(figure, lines, {"before transformation": look} if earlier else {}, _mark_looks(lines))
+    return figure
+
+
+@styled
+def waterfall(runs: Sequence[Run], *statistics: str, smooth: int | None = None) -> Figure:
+    """3-D: runs side by side along x, iterations along y, the statistic (default: the three of the paper) upwards."""
+    statistics = statistics or STATISTICS
+    figure, lines = Figure(figsize=(4.4 * len(statistics) + 1, 4.2)), _colored(runs)
+    panels = figure.subplots(1, len(statistics), squeeze=False, subplot_kw={"projection": "3d"})[0]
+    for axes, statistic in zip(panels, statistics):
+        for place, (run, color) in enumerate(lines, start=1):
+            values = run.curve(statistic)
+            if values is not None:
+                steps, values = _drawable(run.steps, _smoothed(values, smooth), points=600)
+                axes.plot(np.full(len(steps), place), steps, values, color=color, linewidth=0.9)
+        _finish_3d(axes, statistic, [run.label for run in runs])
+    figure.subplots_adjust(left=0.02, right=0.95, bottom=_legend(figure, lines) + 0.08, top=0.98, wspace=0.12)
+    return figure
+
+
+@styled
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture in the format its name ends in, such as .png or .pdf; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _panel(axes: Axes, lines: Lines, statistic: str, *, smooth: int | None, before: bool = False, **look) -> None:
+    for run, color in lines:
+        values = run.curve(statistic, before=before)
+        if values is None:
+            continue
+        if smooth:
+            axes.plot(*_drawable(run.steps, values), color=color, linewidth=0.7, alpha=0.25)
+        axes.plot(*_drawable(run.steps, _smoothed(values, smooth)), color=color, **look)
+    _finish(axes, TITLES[statistic])
+
+
+def _logged(axes: Axes, lines: Lines, kind: str, value: str, title: str, **look) -> None:
+    for run, color in lines:
+        steps, values = run.logged(kind, value)
+        if len(steps):
+            axes.plot(steps, values, color=color, **look)
+    _finish(axes, title)
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title)
+    if axes.get_subplotspec().is_last_row():
+        axes.set_xlabel("Iterations")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.margins(x=0.02)
+    if not axes.lines:
+        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=GREY)
+
+
+def _finish_3d(axes: Axes, statistic: str, names: Sequence[str]) -> None:
+    axes.set_title(TITLES[statistic], loc="center", y=1)
+    places = range(1, len(names) + 1)
+    short = sum(map(len, names)) <= 25
+    axes.set_xticks(places, names if short else places)
+    axes.set_xlabel("" if short else "Runs, as in the legend")
+    axes.set_ylabel("Iterations", labelpad=8)
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.view_init(elev=22, azim=-52)
+    axes.set_box_aspect((1.1, 1.3, 0.9))
+
+
+def _mark(axes: Axes, lines: Lines) -> None:
+    """Verticals where something happened, in the run's colour if it happened to one of several runs only."""
+    for name, look in _mark_looks(lines).items():
+        marks = [(step, color) for run, color in lines for step in run.marks()[name]]
+        for step in {step for step, _ in marks}:
+            owners = [color for other, color in marks if other == step]
+            axes.axvline(step, color=owners[0] if len(owners) == 1 < len(lines) else GREY, zorder=1, **look)
+
+
+def _mark_looks(lines: Lines) -> dict[str, dict]:
+    """Line style of every kind of mark that some run has."""
+    return {name: look for name, look in MARKS.items() if any(run.marks()[name] for run, _ in lines)}
+
+
+def _legend(figure: Figure, lines: Lines, *dashed: dict[str, dict]) -> float:
+    """Runs, then what the dashes mean; below the panels, in as many columns as fit. Returns its share of the height."""
+    handles = [Line2D([], [], color=color, linewidth=2, label=run.legend) for run, color in lines]
+    handles += [Line2D([], [], label=n, **{"color": GREY, **look}) for looks in dashed for n, look in looks.items()]
+    longest = max(len(line) for handle in handles for line in handle.get_label().splitlines())
+    columns = min(max(int(figure.get_figwidth() * 14 / (longest + 6)), 1), len(handles), 4)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    rows = -(-len(handles) // columns) * max(handle.get_label().count("\n") + 1 for handle in handles)
+    figure.set_figheight(figure.get_figheight() + 0.2 * rows)  # the panels keep their height
+    return 0.2 * rows / figure.get_figheight()
+
+
+def _colored(runs: Sequence[Run]) -> Lines:
+    many = matplotlib.colormaps["viridis"](np.linspace(0, 0.86, len(runs)))
+    return list(zip(runs, PALETTE if len(runs) <= len(PALETTE) else many))
+
+
+def _smoothed(values: np.ndarray, window: int | None) -> np.ndarray:
+    """Centred moving average over `window` steps, fewer at both ends."""
+    if not window:
+        return values
+    kernel = np.ones(min(window, len(values)))
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+
+
+def _drawable(steps: np.ndarray, values: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """The line, broken where steps were not recorded; of a long one the lowest and highest point of each bucket."""
+    holes = np.flatnonzero(np.diff(steps) > 1) + 1
+    steps, values = np.insert(steps.astype(float), holes, np.nan), np.insert(values, holes, np.nan)
+    size = 2 * len(values) // points
+    if size < 2:
+        return steps, values
+    buckets = values[: len(values) // size * size].reshape(-1, size)
+    extremes = np.stack([buckets.argmin(1), buckets.argmax(1)], 1) + np.arange(len(buckets))[:, None] * size
+    keep = np.unique(np.append(extremes, len(values) - 1))
+    return steps[keep], values[keep]
