@@ -14,7 +14,7 @@ from options.linear import parse
 def main() -> None:
     options, origins, notes = parse(sys.argv[1:])  # before torch is imported: --help and typing errors answer at once
     from learning import parallel
-    from learning.evaluations.evaluation import evaluate
+    from learning.evaluation import evaluate
 
     try:
         parallel.launch(partial(evaluate, origins=origins, notes=notes), options)

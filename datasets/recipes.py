@@ -122,6 +122,7 @@ class Recipe:
         return _randaugment(image, keys, view) if self.randaugment else image
 
     def _randaugmented(self, images: Tensor, keys: Tensor, view: str) -> Tensor:
+        """The batch through Pillow, image by image: slow, and on a GPU a trip to the host."""
         if not self.randaugment:
             return images
         pictures = images.mul(255).round_().byte().permute(0, 2, 3, 1).cpu().numpy()

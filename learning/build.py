@@ -39,8 +39,6 @@ def resolve(opt: ContrastOptions, n_data: int) -> tuple[ContrastOptions, dict[st
         )
     if opt.bn_splits == "auto":
         chosen["bn_splits"] = _bn_splits(opt)
-    if opt.amp == "auto":
-        chosen["amp"] = _precision(parallel.device(opt.device, opt.gpu))
     if opt.stem == "auto":
         small = opt.input_res <= sources.SMALL
         chosen["stem"] = "small" if small else "imagenet", f"--input_res {opt.input_res}"
@@ -49,9 +47,17 @@ def resolve(opt: ContrastOptions, n_data: int) -> tuple[ContrastOptions, dict[st
         chosen["warmup_epochs"] = length, "with --warm or a batch above 256: 5 epochs, 10 of more than 500"
     if opt.queue_size is not None and opt.queue_size < opt.batch_size:
         raise ValueError(
-            f"--queue_size {opt.queue_size} is below --batch_size {opt.batch_size}, so keys would be lost before they are "
-            "ever a negative; raise the one or lower the other."
+            f"--queue_size {opt.queue_size} is below --batch_size {opt.batch_size}, so keys would be lost before they "
+            "are ever a negative; raise the one or lower the other."
         )
+    return settle(opt, chosen)
+
+
+def settle(opt, chosen: dict[str, tuple[Any, str]] | None = None) -> tuple[Any, dict[str, str]]:
+    """Put `chosen` (name -> value and rule) into any program's options, and a precision and a seed where none is."""
+    chosen = dict(chosen or {})
+    if opt.amp == "auto":
+        chosen["amp"] = _precision(parallel.device(opt.device, opt.gpu))
     if opt.seed is None:
         chosen["seed"] = parallel.broadcast_object(secrets.randbelow(2**31)), "drawn"
     values = {name: value for name, (value, _) in chosen.items()}
@@ -111,7 +117,7 @@ def train_loader(opt: ContrastOptions, data: sources.Source, device: torch.devic
 
 
 def encoder(values: dict[str, Any]) -> Encoder:
-    """An encoder from option values, as they are stored in a checkpoint."""
+    """An untrained encoder from option values, as they are stored in a checkpoint."""
     return Encoder(**{name: values[name] for name in ("arch", "width", "stem", "head", "feat_dim")})
 
 

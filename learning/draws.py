@@ -1,4 +1,4 @@
-"""Random numbers of one training step, each a function of a key: nothing to save, the same on any number of processes."""
+"""Random numbers of a training step, each a function of a key: nothing to save, equal on any number of processes."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from datasets import keyed
 
 @dataclass(frozen=True)
 class Draws:
-    """`keys` (N,) belong to the samples of the batch, being made of (seed, epoch, sample); `seed` and `step` to all ranks."""
+    """`keys` (N,) belong to the samples of the batch, made of (seed, epoch, sample); `seed` and `step` to all ranks."""
 
     seed: int
     step: int

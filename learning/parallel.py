@@ -1,8 +1,10 @@
 """Everything that knows there may be more than one process. With one process each call is a no-op."""
 
 import gc
+import inspect
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +29,11 @@ def launch(worker: Callable[[Any], None], options: Any) -> None:
     else:
         environment = _rendezvous(options.dist_url, nodes)
         node = max(options.node_rank, 0)
-        mp.spawn(_spawned, args=(worker, options, environment, nodes * local, node * local, local), nprocs=local)
+        arguments = (worker, options, environment, nodes * local, node * local, local)
+        try:
+            mp.spawn(_spawned, args=arguments, nprocs=local)
+        except mp.ProcessExitedException:
+            raise ValueError("one of the processes stopped; what is said above tells why.") from None
 
 
 def _local_processes(options: Any) -> int:
@@ -53,7 +59,12 @@ def _spawned(
     ranks = {"RANK": str(first_rank + local_rank), "LOCAL_RANK": str(local_rank), "WORLD_SIZE": str(world)}
     os.environ.update(environment | ranks)
     torch.set_num_threads(max(torch.get_num_threads() // local, 1))
-    _join(worker, options)
+    try:
+        _join(worker, options)
+    except (ValueError, FloatingPointError) as error:  # a sentence for the user: once, and without a traceback
+        if local_rank == 0:
+            print(error, file=sys.stderr, flush=True)
+        os._exit(1)  # not sys.exit: other ranks may wait in a collective, which a tidy end would join
 
 
 def _join(worker: Callable, options: Any) -> None:
@@ -99,7 +110,11 @@ def wrap(module: nn.Module) -> nn.Module:
         dist.broadcast(buffer, 0)
     parameter = next(module.parameters())
     ids = [parameter.device.index] if parameter.is_cuda else None
-    return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    known = inspect.signature(DistributedDataParallel).parameters
+    never = {
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+    }  # renamed in 2.13
+    return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, **never)
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -19,7 +19,7 @@ from options.contrast import ContrastOptions
 
 def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str]) -> None:
     """The whole of main_contrast.py, on every process. `origins` tells where each option's value came from."""
-    typed = {name for name, origin in origins.items() if origin == "command line"}
+    typed = {name for name, why in origins.items() if why.startswith(("command line", "published", "implied"))}
     found = resume.find(opt, typed)
     state = checkpoint.load(found) if found else None
     if state:
@@ -31,7 +31,7 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
     opt, rules = build.resolve(opt, len(data))
     folder = found.parent if found else fresh_folder(Path(opt.model_path), opt.name, build.run_name(opt))
     run = open_run(folder, Path(opt.tb_path) / folder.name, log_bytes=state["position"]["log_bytes"] if state else None)
-    run.write_json("options.json", {"values": dataclasses.asdict(opt), "sources": origins | rules})
+    run.write_json("options.json", base.to_json(opt, origins | rules))
     run.write_json("environment.json", environment())
     training = Pretraining(opt, data, run)
     if state:
@@ -121,7 +121,7 @@ class Pretraining:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "position": position,
-            "options": dataclasses.asdict(self.opt),
+            "options": dataclasses.asdict(self.opt) | {"mean": self.data.mean, "std": self.data.std},
         }
         if parallel.is_main():
             checkpoint.save(self.run.folder / name, state)
@@ -145,15 +145,15 @@ class Pretraining:
         results = build.knn_accuracy(self.opt, self.method.encoder, self.data, self.device)
         values = {f"{feature}_{name}": value for feature, result in results.items() for name, value in result.items()}
         self.run.record("knn", epoch=epoch, step=self.step, **values)
-        self.run.log(
-            f"epoch {epoch}  k-NN top-1: backbone {values['backbone_top1']:.2f} %, head output {values['head_top1']:.2f} %"
-        )
+        backbone, head = values["backbone_top1"], values["head_top1"]
+        self.run.log(f"epoch {epoch}  k-NN top-1: backbone {backbone:.2f} %, head output {head:.2f} %")
 
     def describe(self, origins: dict[str, str]) -> Iterator[str]:
         """What will happen, in a few lines."""
         weights = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
         images = f"{len(self.data)} images of {self.opt.dataset}, {self.steps_per_epoch} steps of {self.opt.batch_size}"
         yield f"Run folder {self.run.folder}"
-        yield f"{self.opt.arch} with {weights / 1e6:.2f} M weights on {self.device}, {parallel.world_size()} process(es)"
+        processes = f"{parallel.world_size()} process(es) on {self.device.type}"
+        yield f"{self.opt.arch} with {weights / 1e6:.2f} M trained weights, {processes}"
         yield f"{images} per epoch, {self.opt.epochs} epochs"
         yield from base.describe(self.opt, origins)

@@ -30,7 +30,7 @@ class ScoreRecorder:
         self.steps.append(step + 1)
 
     def state_dict(self) -> dict[str, Tensor] | None:
-        """The open epoch over all ranks, on the CPU: rows (S, B, C), index (S, B), step (S,); None before its first step."""
+        """The open epoch over all ranks, on the CPU: rows (S, B, C), index (S, B), step (S,); None before any step."""
         if not self.parts:
             return self.past
         rows, index = (_join_ranks(torch.stack(parts)) for parts in zip(*self.parts))
@@ -108,8 +108,8 @@ class Progress:
         self.clock, self.clock_step, self.waited = time.perf_counter(), step, 0.0
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(
-                f"The loss became {values['loss']} in the {self.print_freq} steps before step {step}. The last checkpoint is "
-                "sound: go on from it with a smaller --learning_rate, a longer --warmup_epochs or --amp off."
+                f"The loss became {values['loss']} in the {self.print_freq} steps before step {step}. The last "
+                "checkpoint is sound: go on from it with a smaller --learning_rate, a longer --warmup_epochs or --amp off."
             )
 
     def _epoch(self, step: int) -> int:

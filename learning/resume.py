@@ -9,8 +9,28 @@ Options = TypeVar("Options")
 
 # Options that say where a run writes, when it shows something and on what it runs, not what it computes.
 HOUSEKEEPING = frozenset(
-    "resume name model_path tb_path print_freq save_freq num_workers device gpu nprocs world_size node_rank dist_url "
-    "dist_backend multiprocessing_distributed exp_iter knn_freq stop_epoch".split()
+    # fmt: off
+    {
+        "resume",
+        "name",
+        "model_path",
+        "tb_path",
+        "exp_iter",
+        "print_freq",
+        "save_freq",
+        "knn_freq",
+        "stop_epoch",
+        "num_workers",
+        "device",
+        "gpu",
+        "nprocs",
+        "world_size",
+        "node_rank",
+        "dist_url",
+        "dist_backend",
+        "multiprocessing_distributed",
+    }
+    # fmt: on
 )
 # Options a checkpoint's tensors depend on.
 SHAPE = ("arch", "width", "stem", "head", "feat_dim", "queue_size", "dataset", "batch_size")
@@ -42,8 +62,8 @@ def _equal(folder: Path, opt: Any, typed: set[str]) -> bool:
 def adopt(opt: Options, stored: dict[str, Any], typed: set[str]) -> tuple[Options, list[str]]:
     """Options for going on from a checkpoint written under `stored`, and notes on what differs.
 
-    What was chosen automatically (an option that is None or "auto") is taken over; tensors must fit, so a contradicting shape is
-    refused; anything else may be changed on purpose and is noted.
+    What was chosen automatically (an option that is None or "auto") is taken over; tensors must fit, so a contradicting
+    shape is refused; anything else may be changed on purpose and is noted.
     """
     taken, notes = {}, []
     for name, value in dataclasses.asdict(opt).items():

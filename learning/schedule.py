@@ -14,9 +14,10 @@ def cosine(progress: float, peak: float, floor: float = 0.0) -> float:
 class Schedule:
     """The learning rate at every step.
 
-    Cosine falls to base * decay_rate^3; otherwise the rate is multiplied by `decay_rate` after each milestone epoch. `per="step"`
-    moves with every step; `per="epoch"` holds the rate for an epoch and counts epochs from one, as PyContrast does, so that
-    the last epoch runs at the floor. Warm-up is linear, from base / 10 to where the schedule stands at its end.
+    Cosine falls to base * decay_rate^3; otherwise the rate is multiplied by `decay_rate` after each milestone epoch.
+    `per="step"` moves with every step; `per="epoch"` holds the rate for an epoch and counts epochs from one, as
+    PyContrast does, so that the last epoch runs at the floor. Warm-up is linear, from base / 10 to where the schedule
+    stands at its end.
     """
 
     base: float

@@ -31,22 +31,23 @@ class Draws(Protocol):
 def beta_quantiles(alpha: float, device: torch.device | str = "cpu") -> Tensor:
     """(65536,) mid-point quantiles of Beta(alpha, alpha): a uniform 16-bit index into it is a draw.
 
-    Numerical inverse of the distribution function. Substituting x = t^(1/alpha) removes the pole that the density
-    x^(alpha-1) (1-x)^(alpha-1) has at 0 for alpha < 1; the upper half follows by symmetry.
+    Numerical inverse of the distribution function on [0, 1/2]; the upper half follows by symmetry. For alpha < 1 the
+    density x^(alpha-1) (1-x)^(alpha-1) has a pole at 0, which substituting x = t^(1/alpha) removes.
     """
-    t = torch.linspace(0, 0.5**alpha, 200_001, dtype=torch.float64)
-    density = (1 - t ** (1 / alpha)) ** (alpha - 1)
+    power = min(alpha, 1.0)  # x = t^(1/power)
+    t = torch.linspace(0, 0.5**power, 200_001, dtype=torch.float64)
+    density = t ** (alpha / power - 1) * (1 - t ** (1 / power)) ** (alpha - 1)
     mass = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumulative_trapezoid(density, t)])
     wanted = (torch.arange(2 ** (_BITS - 1), dtype=torch.float64) + 0.5) / 2**_BITS * (2 * mass[-1])
     right = torch.searchsorted(mass, wanted).clamp(1, len(mass) - 1)
     share = (wanted - mass[right - 1]) / (mass[right] - mass[right - 1])
-    lower = torch.lerp(t[right - 1], t[right], share) ** (1 / alpha)
+    lower = torch.lerp(t[right - 1], t[right], share) ** (1 / power)
     return torch.cat([lower, 1 - lower.flip(0)]).float().to(device)
 
 
 @dataclass(frozen=True)
 class Coefficient:
-    """How lambda is drawn: Beta(alpha, alpha), uniform being alpha = 1; one for the batch, one a row, or one an element."""
+    """How lambda is drawn: Beta(alpha, alpha), uniform being alpha = 1; one a batch, one a row or one an element."""
 
     alpha: float
     granularity: Granularity = "batch"
@@ -72,9 +73,10 @@ class Coefficient:
 class PositiveTransform:
     """q' = lam q + (1 - lam) k, k' = lam k + (1 - lam) q.
 
-    Extrapolation draws lam = 1 + Beta(a, a): the pair moves apart along the line that joins it, and for a scalar lam and
-    unit vectors the score S falls to S - 2 lam (lam - 1)(1 - S). Interpolation draws lam = Beta(a, a), which makes the
-    pair easier: the paper's ablation. q' is also what the negatives meet. The gradient flows to q through both factors.
+    Extrapolation draws lam = 1 + Beta(a, a): the pair moves apart along the line that joins it, and for a scalar lam
+    and unit vectors the score S falls to S - 2 lam (lam - 1)(1 - S). Interpolation draws lam = Beta(a, a), which makes
+    the pair easier: the paper's ablation. q' is also what the negatives meet. The gradient flows to q through both
+    factors.
     """
 
     coefficient: Coefficient

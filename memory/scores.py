@@ -64,8 +64,8 @@ def derived(values: dict[str, float]) -> dict[str, float]:
 def write_file(path: Path, rows: np.ndarray, *, index: np.ndarray, step: np.ndarray, **scalars: float) -> None:
     """Save one epoch: rows (S, B, C) as named float32 columns (S, B), sample index (S, B), global step (S,), scalars.
 
-    C is 6, or 12 when the statistics before the transformation follow (columns named `before_...`). Plain arrays: `np.load`
-    needs no pickle. The file appears complete or not at all.
+    C is 6, or 12 when the statistics before the transformation follow (columns named `before_...`). Plain arrays:
+    `np.load` needs no pickle. The file appears complete or not at all.
     """
     names = COLUMNS + tuple(f"before_{name}" for name in COLUMNS)
     columns = {name: rows[..., i] for i, name in enumerate(names[: rows.shape[-1]])}

@@ -92,16 +92,6 @@ def to_json(options, sources: dict[str, str]) -> dict:
     }
 
 
-def from_json(cls, document: dict):
-    """The inverse of `to_json`: (options, sources). Options added since the file was written keep their default."""
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in document["values"].items()}
-    strange = sorted(values.keys() - {field.name for field in dataclasses.fields(cls)})
-    if strange:
-        raise ValueError(f"the saved options name {', '.join(strange)}, which this version does not have; update it")
-    options, sources = merge(cls, [("default", values)])
-    return options, sources | document.get("sources", {})
-
-
 def describe(options, sources: dict[str, str]) -> list[str]:
     """One line per source: what each layer above the field defaults decided."""
     lines: dict[str, list[str]] = {}

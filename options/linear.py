@@ -18,7 +18,9 @@ class LinearOptions(shared.Shared):
     crop: float = option(0.2, "smallest share of the picture a crop covers", group="data", must=SHARE)
     aug_linear: Literal["NULL", "RA"] = option("NULL", "RA: add RandAugment to crop and flip", group="data")
 
-    ckpt: str | None = option(None, "checkpoint of main_contrast.py", group="evaluation")
+    ckpt: str | None = option(
+        None, "checkpoint of main_contrast.py; without one, an untrained encoder", group="evaluation"
+    )
     eval: Literal["linear", "knn"] = option("linear", "what to measure", group="evaluation")
     n_class: int | None = option(
         None, "classes; by default as many as the data have", group="evaluation", must=POSITIVE
@@ -61,8 +63,6 @@ class LinearOptions(shared.Shared):
     def validate(self) -> None:
         """Raise ValueError, naming the flags, for values that cannot work (together)."""
         shared.check(self)
-        if self.ckpt is None:
-            raise ValueError("there is nothing to evaluate: name a checkpoint of main_contrast.py with --ckpt")
         if self.cache_features and self.aug_linear != "NULL":
             raise ValueError(
                 "--cache_features sees every picture once and --aug_linear RA changes it every epoch: leave one out"

@@ -1,3 +1,9 @@
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,12 +14,14 @@ import torch.nn.functional as F
 from datasets import recipes
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.sources import Source
-from learning import parallel
+from learning import checkpoint, parallel, subject
+from learning.evaluation import evaluate as run_evaluation
 from learning.evaluations.features import Cached, Live, extract
 from learning.evaluations.knn import evaluate, knn
 from learning.evaluations.linear import Probe, hits
 from learning.schedule import Schedule
 from models.encoder import Encoder
+from options import contrast, linear
 
 
 @pytest.fixture(autouse=True)
@@ -251,3 +259,165 @@ def test_two_processes_measure_the_same_as_one(tmp_path):
         assert len(found["history"]) == 3
         for one, two in zip(alone["history"], found["history"]):
             assert two == pytest.approx(one, rel=1e-4)
+
+
+# --- the program
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A data set of 40 + 15 small pictures in one file, and a checkpoint trained on it."""
+    train, test = source(40), source(15, seed=1)
+    arrays = {}
+    for name, part in (("train", train), ("test", test)):
+        arrays[f"{name}_images"] = part.images.permute(0, 2, 3, 1).numpy()
+        arrays[f"{name}_labels"] = part.labels.numpy()
+    np.savez(tmp_path / "data.npz", **arrays)
+    argv = ["--dataset", "npz", "--data_folder", str(tmp_path / "data.npz"), "--input_res", "16", "--stem", "small"]
+    options, _, _ = contrast.parse([*argv, "--width", "0.125", "--feat_dim", "8"])
+    query, key = encoder().state_dict(), encoder().state_dict()
+    key["backbones.0.conv1.weight"].neg_()
+    weights = {f"encoder.{name}": x for name, x in query.items()}
+    weights |= {f"momentum_encoder.encoder.{name}": x for name, x in key.items()}
+    state = {"method": weights, "optimizer": {}, "scaler": {}, "position": {}, "options": dataclasses.asdict(options)}
+    (tmp_path / "trained").mkdir()
+    checkpoint.save(tmp_path / "trained" / "current.pth", state)
+    return tmp_path / "trained" / "current.pth"
+
+
+def main_linear(folder, *argv):
+    """What main_linear.py does with these arguments; returns the results it wrote."""
+    paths = ["--model_path", str(folder / "save"), "--tb_path", str(folder / "tb"), "--num_workers", "0"]
+    options, origins, notes = linear.parse([*map(str, argv), *paths])
+    run_evaluation(options, origins=origins, notes=notes)
+    newest = max((folder / "save").glob("*/results.json"), key=lambda path: path.stat().st_mtime_ns)
+    return json.loads(newest.read_text())
+
+
+PROBE = (
+    "--batch_size",
+    "10",
+    "--epochs",
+    "4",
+    "--lr_decay_epochs",
+    "2,3",
+    "--lr",
+    "3",
+    "--seed",
+    "0",
+    "--save_freq",
+    "1",
+)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_linear_probe_of_a_checkpoint(trained, tmp_path, cached):
+    results = main_linear(tmp_path, "--ckpt", trained, *PROBE, *(["--cache_features"] if cached else []))
+    folder = tmp_path / "save" / "trained_linear-1"
+    assert results["dataset"] == "npz" and results["input_res"] == 16
+    assert results["encoder_sha256"] == subject.fingerprint(encoder())
+    found = results["linear"]
+    assert found["last"]["epoch"] == 4 and found["last"].keys() == {"epoch", "top1", "top5"}
+    assert found["best"]["top1"] >= found["last"]["top1"] and "flatters" in found["note"]
+    assert sorted(path.name for path in folder.glob("*.pth")) == ["ckpt_epoch_1.pth", "ckpt_epoch_2.pth",
+        "ckpt_epoch_3.pth", "ckpt_epoch_4.pth", "current.pth"]  # fmt: skip
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    tags = {"train_acc", "train_acc5", "train_loss", "test_acc", "test_acc5", "test_loss", "learning_rate"}
+    assert len(epochs) == 4 and epochs[-1].keys() == tags | {"kind", "epoch", "step"}
+    assert [line["learning_rate"] for line in epochs] == pytest.approx([3, 3, 0.3, 0.03])
+    assert "quote the last" in (folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("cached", [(), ("--cache_features",)])
+def test_a_resumed_evaluation_equals_an_uninterrupted_one(trained, tmp_path, cached):
+    whole = main_linear(tmp_path, "--ckpt", trained, *PROBE, *cached)
+    folder = tmp_path / "save" / "trained_linear-1"
+    log = (folder / "log.jsonl").read_text()
+    shutil.copy(folder / "ckpt_epoch_2.pth", folder / "current.pth")
+    assert main_linear(tmp_path, "--ckpt", trained, *PROBE, *cached, "--resume", "auto") == whole
+    assert (folder / "log.jsonl").read_text() == log
+    assert [path.name for path in (tmp_path / "save").iterdir()] == ["trained_linear-1"]
+
+
+def test_knn_of_a_checkpoint_and_of_its_momentum_encoder(trained, tmp_path):
+    found = main_linear(tmp_path, "--ckpt", trained, "--eval", "knn")
+    assert found["knn"]["k"] == 40  # no more than there are images
+    assert found["knn"]["backbone"].keys() == found["knn"]["head"].keys() == {"top1", "top5"}
+    other = main_linear(tmp_path, "--ckpt", trained, "--eval", "knn", "--use_ema", "--name", "momentum")
+    assert other["encoder_sha256"] != found["encoder_sha256"] == subject.fingerprint(encoder())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--arch", "resnet50"], "--arch resnet50 contradicts the checkpoint"),
+        (["--method", "MoCo"], "--method MoCo contradicts the checkpoint"),
+        (["--n_class", "2"], "--n_class 2 is below the 3 classes"),
+        (["--resume", "TRAINED"], "is not a checkpoint of main_linear.py"),
+    ],
+)
+def test_what_does_not_fit_is_refused(trained, tmp_path, argv, message):
+    with pytest.raises(ValueError, match=message):
+        main_linear(tmp_path, "--ckpt", trained, *PROBE, *(str(trained) if a == "TRAINED" else a for a in argv))
+
+
+def test_what_agrees_with_the_checkpoint_is_accepted(trained, tmp_path, capsys):
+    main_linear(
+        tmp_path, "--ckpt", trained, "--eval", "knn", "--method", "MoCov2", "--arch", "resnet18", "--n_class", "9"
+    )
+    assert "--n_class 9 is more than the 3 classes" in capsys.readouterr().out
+
+
+def test_a_learning_rate_beyond_the_features_is_pointed_out(trained, tmp_path, capsys):
+    main_linear(tmp_path, "--ckpt", trained, *PROBE, "--lr", "0.001")
+    assert "is too large for these features" not in capsys.readouterr().out
+    main_linear(tmp_path, "--ckpt", trained, *PROBE, "--lr", "1e6")
+    assert "--learning_rate 1e+06 is too large for these features" in capsys.readouterr().out
+
+
+def test_a_probe_does_not_go_on_with_another_encoder(trained, tmp_path):
+    main_linear(tmp_path, "--ckpt", trained, *PROBE)
+    state = checkpoint.load(trained)
+    state["method"]["encoder.backbones.0.bn1.running_mean"] += 1
+    checkpoint.save(trained, state)
+    with pytest.raises(ValueError, match="not the encoder this probe was begun on"):
+        main_linear(tmp_path, "--ckpt", trained, *PROBE, "--resume", "auto")
+
+
+def test_images_without_labels_are_refused(trained, monkeypatch):
+    options, _, _ = linear.parse(["--ckpt", str(trained)])
+    _, values = subject.encoder(options)
+    options, _ = subject.complete(options, values)
+    unlabelled = dataclasses.replace(source(5), labels=None)
+    monkeypatch.setattr("learning.build.source", lambda opt, split: unlabelled)
+    with pytest.raises(ValueError, match="has no labels"):
+        subject.images(options, values)
+
+
+def test_other_images_are_normalised_as_in_training(trained):
+    options, _, _ = linear.parse(["--ckpt", str(trained), "--dataset", "shapes"])
+    _, values = subject.encoder(options)
+    options, origins = subject.complete(options, values)
+    assert (options.dataset, options.input_res, options.data_folder) == ("shapes", 16, None)
+    assert origins == {"input_res": "checkpoint"}
+    train, test = subject.images(options, values | {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]})
+    assert train.mean == test.mean == (0.1, 0.2, 0.3) and train.std == test.std == (0.4, 0.5, 0.6)
+
+
+def test_an_untrained_encoder_is_the_one_training_starts_from():
+    options = linear.LinearOptions(dataset="shapes", width=0.125, head="mlp_bn", seed=7)
+    build_encoder, values = subject.encoder(options)
+    assert (values["arch"], values["stem"], values["input_res"]) == ("resnet18", "small", 32)
+    torch.manual_seed(7)
+    start = Encoder(arch="resnet18", width=0.125, stem="small", head="mlp_bn", feat_dim=128)
+    assert subject.fingerprint(build_encoder(7)) == subject.fingerprint(start) != subject.fingerprint(build_encoder(8))
+    with pytest.raises(ValueError, match="--temperature is about a trained encoder"):
+        subject.encoder(dataclasses.replace(options, temperature=0.2))
+
+
+def test_a_missing_checkpoint_is_one_line(tmp_path):
+    command = [sys.executable, Path(__file__).parents[1] / "main_linear.py", "--ckpt", tmp_path / "none.pth"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("main_linear.py: There is no checkpoint at") and ended.stderr.count("\n") == 1

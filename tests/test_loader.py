@@ -114,6 +114,16 @@ def test_global_generators_are_left_alone(memory, randaugment):
     assert [name for name in first[0] if name not in ("index", "key_draw", "label")] == ["image"]
 
 
+@pytest.mark.parametrize("kind", ["memory", "files"])
+def test_the_host_never_waits_for_the_device(request, kind):
+    """Tensors on the meta device hold no values, so whatever wanted to read one would fail."""
+    source = request.getfixturevalue(kind)
+    for res in (32, 80):
+        batch = next(iter(TrainLoader(source, mocov2(source, res), batch_size=4, device="meta")))
+        assert {value.device.type for value in batch.values()} == {"meta"}
+        assert batch["query"].shape == (4, 3, res, res)
+
+
 def test_file_and_memory_crops_agree(memory):
     """The worker path rounds to uint8 after either pass of the resizing, the batched path does not."""
     recipe, keys = mocov2(memory), sample_keys(0, 0, torch.arange(20))

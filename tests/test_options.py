@@ -324,8 +324,9 @@ def test_main_linear_refuses(capsys, line, words):
     assert all(word in message for word in words), message
 
 
-def test_main_linear_needs_a_checkpoint(capsys):
-    assert "--ckpt" in refusal(capsys, lambda line: linear.parse(line.split()), "")
+def test_main_linear_without_a_checkpoint_is_the_untrained_baseline():
+    options, _, _ = linear.parse(["--eval", "knn", "--width", "0.25"])
+    assert options.ckpt is None and options.width == 0.25
 
 
 # Notes
@@ -394,13 +395,11 @@ def test_help_is_complete_and_narrow(capsys, parse):
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_json_round_trip():
+def test_json_holds_every_value_and_its_source():
     options, sources, _ = pretrain("--lr_decay_epochs 6,8 --epochs 10 --mixnorm")
     document = json.loads(json.dumps(base.to_json(options, sources)))
-    assert base.from_json(contrast.ContrastOptions, document) == (options, sources)
-    assert base.from_json(contrast.ContrastOptions, {"values": {"epochs": 3}})[0].epochs == 3
-    with pytest.raises(ValueError, match="strange"):
-        base.from_json(contrast.ContrastOptions, {"values": {"strange": 1}})
+    assert document["values"]["lr_decay_epochs"] == [6, 8] and document["sources"] == sources
+    assert document["values"].keys() == document["sources"].keys()
 
 
 def test_description_has_one_line_per_source():

@@ -171,7 +171,7 @@ def _finish_3d(axes: Axes, statistic: str, names: Sequence[str]) -> None:
     places = range(1, len(names) + 1)
     short = sum(map(len, names)) <= 25
     axes.set_xticks(places, names if short else places)
-    axes.set_xlabel("" if short else "Runs, as in the legend")
+    axes.set_xlabel("" if short else "Runs, as in the legend", labelpad=6)
     axes.set_ylabel("Iterations", labelpad=8)
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_locator(MaxNLocator(5))

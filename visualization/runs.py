@@ -1,5 +1,6 @@
 """Run folders as plain data: what a figure needs of options.json, results.json, log.jsonl and scores/. Only reads."""
 
+import glob
 import json
 import os
 import re
@@ -41,8 +42,8 @@ class Run:
 
     @property
     def transforms(self) -> bool:
-        """Whether feature transformation rewrites the scores of this run at any time."""
-        return any(self.options.get(flag, "none") != "none" for flag in ("ft_pos", "ft_neg"))
+        """Whether feature transformation rewrites scores at any time; without options.json it is taken to."""
+        return any(self.options.get(flag) != "none" for flag in ("ft_pos", "ft_neg"))
 
     @property
     def shows_before(self) -> bool:
@@ -123,7 +124,7 @@ def _read_run(folder: Path, label: str) -> Run:
         raise ValueError(f"{folder} has no saved scores: train it again with --save_score")
     columns = frozenset.intersection(*(names for _, names in contents))
     options = _read_json(folder / "options.json").get("values", {})
-    accuracy = _accuracy(_read_json(folder / "results.json"))
+    accuracy = _accuracy(_results(folder))
     return Run(folder, label, accuracy, options, _read_log(folder / "log.jsonl"), files, steps, columns)
 
 
@@ -158,6 +159,13 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return records
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    """What evaluations found out about this run's encoder. Each has a folder beside it, called RUN_linear-1, say."""
+    found = [_read_json(path) for path in sorted(folder.parent.glob(f"{glob.escape(folder.name)}_*/results.json"))]
+    about_us = [r for r in found if not r["use_ema"] and Path(r["ckpt"] or "").parent.name == folder.name]
+    return {name: value for results in about_us for name, value in results.items()}
 
 
 def _accuracy(results: dict[str, Any]) -> str:

@@ -4,15 +4,11 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
 
-from datasets import shapes
-from datasets.loader import TrainLoader
-from datasets.sources import CIFAR, IMAGENET, Source
+from datasets.sources import Source
 from learning import build
 from models.encoder import Encoder
 from options import base
@@ -22,7 +18,6 @@ from options.presets import DATASETS, METHODS
 
 Values = dict[str, Any]  # of the options an encoder was trained with
 NETWORK = ("method", "arch", "width", "head", "feat_dim")  # what may be chosen for an encoder without checkpoint
-SETTLING = 20  # batches
 
 
 def encoder(opt: LinearOptions) -> tuple[Callable[[int], Encoder], Values]:
@@ -56,25 +51,6 @@ def _initialised(values: Values, seed: int) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build.encoder(values).eval()
-
-
-def settle(encoder: Encoder, loader: TrainLoader) -> None:
-    """Give untrained batch norms the statistics of SETTLING batches (those of all of `loader` if it has fewer).
-
-    Their initial ones normalise nothing, so that features grow from layer to layer and no linear probe gets far, which
-    would make any training look good. All ranks see the same batches.
-    """
-    norms = [module for module in encoder.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
-    momentum = norms[0].momentum
-    for norm in norms:
-        norm.momentum = None  # a plain average over batches
-    encoder.train()
-    with torch.no_grad():
-        for batch in islice(loader, SETTLING):
-            encoder(batch["image"])
-    encoder.eval()
-    for norm in norms:
-        norm.momentum = momentum
 
 
 def fingerprint(encoder: Encoder) -> str:
@@ -112,15 +88,9 @@ def images(opt: LinearOptions, trained: Values) -> tuple[Source, Source]:
 
 
 def _as_in_training(source: Source, trained: Values) -> Source:
-    if source.name == trained["dataset"]:
-        return source
-    small = {
-        "shapes": (shapes.MEAN, shapes.STD),
-        "cifar10": CIFAR,
-        "npz": CIFAR if trained["input_res"] == 32 else IMAGENET,
-    }
-    mean, std = small.get(trained["dataset"], IMAGENET)
-    return dataclasses.replace(source, mean=mean, std=std)
+    """`source` normalised as the encoder's training images were; an untrained encoder is used to nothing else."""
+    known = {name: tuple(trained[name]) for name in ("mean", "std") if name in trained}
+    return dataclasses.replace(source, **known)
 
 
 def n_class(opt: LinearOptions, source: Source) -> int:

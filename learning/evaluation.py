@@ -1,7 +1,7 @@
 """The whole of main_linear.py: one evaluation of one encoder, in a run folder of its own."""
 
 import dataclasses
-import secrets
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from torch import Tensor
 from datasets import recipes
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.sources import Source
-from learning import build, checkpoint, parallel, resume
-from learning.evaluations import knn, subject
+from learning import build, checkpoint, parallel, resume, subject
+from learning.evaluations import knn
 from learning.evaluations.features import Cached, Live, extract
 from learning.evaluations.linear import Probe
 from learning.run import Run, SilentRun, environment, fresh_folder, open_run
@@ -35,19 +35,20 @@ def evaluate(opt: LinearOptions, *, origins: dict[str, str], notes: list[str]) -
     if state:
         opt, changes = resume.adopt(opt, state["options"], typed)
         notes = [*notes, f"Going on from {found}.", *changes]
-    opt, rules = _resolve(opt)
+    opt, rules = build.settle(opt)
     images = subject.images(opt, trained)
     folder = found.parent if found else fresh_folder(Path(opt.model_path), opt.name, _run_name(opt))
     run = open_run(folder, Path(opt.tb_path) / folder.name, log_bytes=state["position"]["log_bytes"] if state else None)
     origins = origins | taken | rules
-    run.write_json("options.json", {"values": dataclasses.asdict(opt), "sources": origins})
+    run.write_json("options.json", base.to_json(opt, origins))
     run.write_json("environment.json", environment())
     evaluation = Evaluation(opt, get_encoder(opt.seed), images, run)
     for line in [*notes, *evaluation.describe(origins)]:
         run.log(line)
     results = evaluation.linear(state) if opt.eval == "linear" else evaluation.knn()
     assert subject.fingerprint(evaluation.encoder) == evaluation.fingerprint, "the frozen encoder changed"
-    about = {name: getattr(opt, name) for name in ("eval", "ckpt", "use_ema", "dataset", "input_res", "seed")}
+    about = {name: getattr(opt, name) for name in ("eval", "use_ema", "dataset", "input_res", "seed")}
+    about["ckpt"] = str(Path(opt.ckpt).resolve()) if opt.ckpt else None
     run.write_json("results.json", about | {"encoder_sha256": evaluation.fingerprint} | results)
     run.log(f"Everything of this evaluation is in {folder}.")
 
@@ -66,17 +67,6 @@ def _stored(path: Path, opt: LinearOptions) -> dict[str, Any]:
     return state
 
 
-def _resolve(opt: LinearOptions) -> tuple[LinearOptions, dict[str, str]]:
-    """Replace the automatic options by their values, as `build.resolve` does for pre-training."""
-    chosen = {}
-    if opt.amp == "auto":
-        chosen["amp"] = build._precision(parallel.device(opt.device, opt.gpu))
-    if opt.seed is None:
-        chosen["seed"] = parallel.broadcast_object(secrets.randbelow(2**31)), "drawn"
-    values = {name: value for name, (value, _) in chosen.items()}
-    return dataclasses.replace(opt, **values), {name: f"auto: {why}" for name, (_, why) in chosen.items()}
-
-
 def _run_name(opt: LinearOptions) -> str:
     parent = Path(opt.ckpt).resolve().parent.name if opt.ckpt else "Scratch"
     return f"{parent}_{opt.eval}"
@@ -93,8 +83,6 @@ class Evaluation:
         self.autocast = build.autocast(opt.amp, self.device)
         encoder = encoder.eval().requires_grad_(False)
         self.encoder = encoder.to(self.device, memory_format=torch.channels_last)
-        if opt.ckpt is None:
-            subject.settle(self.encoder, self._train_loader(min(opt.batch_size, len(self.train))))
         self.fingerprint = subject.fingerprint(self.encoder)
 
     def describe(self, origins: dict[str, str]) -> Iterator[str]:
@@ -110,22 +98,16 @@ class Evaluation:
     def knn(self) -> dict[str, Any]:
         """Classify the test images by their neighbours."""
         k = min(self.opt.knn_k, len(self.train))
-        results = knn.evaluate(
-            self.encoder,
-            self._eval_loader(self.train),
-            self._eval_loader(self.test),
-            k=k,
-            temperature=self.opt.knn_t,
-            n_class=self.n_class,
-            autocast=self.autocast,
-        )
+        loaders = self._eval_loader(self.train), self._eval_loader(self.test)
+        votes = {"k": k, "temperature": self.opt.knn_t, "n_class": self.n_class}
+        results = knn.evaluate(self.encoder, *loaders, **votes, autocast=self.autocast)
         values = {f"{feature}_{top}": value for feature, found in results.items() for top, value in found.items()}
         self.run.record("knn", epoch=0, step=0, **values)
         for feature, found in results.items():
             self.run.log(
                 f"k-NN with k = {k} on the {feature}: top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} %"
             )
-        return {"k": k, **results}
+        return {"knn": {"k": k, **results}}
 
     def linear(self, state: dict[str, Any] | None) -> dict[str, Any]:
         """Train and test a linear classifier; `state` is that of the checkpoint to go on from."""
@@ -141,8 +123,14 @@ class Evaluation:
             f"Linear probe, epoch {last['epoch']}: top-1 {last['test_acc']:.2f} %, top-5 {last['test_acc5']:.2f} % "
             f"(best {best['test_acc']:.2f} % in epoch {best['epoch']}; picked on the test images, so quote the last)"
         )
+        guessing = math.log(self.n_class)
+        if last["train_loss"] > guessing:
+            self.run.log(
+                f"Its training loss, {last['train_loss']:.4g}, ended above that of guessing, {guessing:.4g}: "
+                f"--learning_rate {self.opt.learning_rate:g} is too large for these features; try a tenth of it."
+            )
         note = "best was picked on the test images, which flatters it; last is the result"
-        return {"top1": last["test_acc"], "top5": last["test_acc5"], "last": last, "best": best, "note": note}
+        return {"linear": {"last": _headline(last), "best": _headline(best), "note": note}}
 
     def _finish_epoch(self, epoch: int, probe: Probe, *, step: int) -> None:
         results = probe.history[-1]
@@ -180,22 +168,19 @@ class Evaluation:
         """Training and test features: of new crops in every epoch, or computed once with --cache_features."""
         opt, test = self.opt, Live(self._features, self._eval_loader(self.test))
         if not opt.cache_features:
-            return Live(self._features, self._train_loader(opt.batch_size, **_share())), test
+            return Live(self._features, self._train_loader()), test
         features = extract(self._features, self._eval_loader(self.train))
         return Cached(*features, batch_size=opt.batch_size, seed=opt.seed, **_share()), list(test)
 
-    def _train_loader(self, batch_size: int, **share: int) -> TrainLoader:
+    def _eval_loader(self, source: Source) -> EvalLoader:
+        return build.eval_loader(self.opt, source, self.device)
+
+    def _train_loader(self) -> TrainLoader:
         opt, source = self.opt, self.train
         randaugment = opt.aug_linear == "RA"
         view = recipes.probe(opt.input_res, (opt.crop, 1.0), source.mean, source.std, randaugment=randaugment)
-        options = {"batch_size": batch_size, "seed": opt.seed, "num_workers": opt.num_workers, "device": self.device}
-        return TrainLoader(source, view, **options, **share)
-
-    def _eval_loader(self, source: Source) -> EvalLoader:
-        view = recipes.evaluation(self.opt.input_res, source.mean, source.std)
-        batch_size = -(-self.opt.batch_size // parallel.world_size())
-        options = {"batch_size": batch_size, "num_workers": self.opt.num_workers, "device": self.device}
-        return EvalLoader(source, view, **options, **_share())
+        options = {"batch_size": opt.batch_size, "seed": opt.seed, "num_workers": opt.num_workers}
+        return TrainLoader(source, view, **options, device=self.device, **_share())
 
     def _probe(self, steps_per_epoch: int) -> Probe:
         opt = self.opt
@@ -216,6 +201,10 @@ class Evaluation:
             seed=opt.seed,
             device=self.device,
         )
+
+
+def _headline(results: dict[str, float]) -> dict[str, float]:
+    return {"epoch": results["epoch"], "top1": results["test_acc"], "top5": results["test_acc5"]}
 
 
 def _share() -> dict[str, int]:

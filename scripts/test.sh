@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Everything from nothing: a virtual environment if there is none, the dependencies, ruff, the tests.
+# Arguments go to pytest: `bash scripts/test.sh tests/test_memory.py -x`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/setup.sh dev
+ruff check .
+ruff format --check .
+python -m pytest "$@"
