@@ -111,10 +111,8 @@ def wrap(module: nn.Module) -> nn.Module:
     parameter = next(module.parameters())
     ids = [parameter.device.index] if parameter.is_cuda else None
     known = inspect.signature(DistributedDataParallel).parameters
-    never = {
-        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
-    }  # renamed in 2.13
-    return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, **never)
+    per_step_sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch 2.13
+    return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, **{per_step_sync: False})
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -109,7 +109,7 @@ class Progress:
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(
                 f"The loss became {values['loss']} in the {self.print_freq} steps before step {step}. The last "
-                "checkpoint is sound: go on from it with a smaller --learning_rate, a longer --warmup_epochs or --amp off."
+                "checkpoint is sound: go on from it with a smaller --learning_rate, longer --warmup_epochs or no --amp."
             )
 
     def _epoch(self, step: int) -> int:

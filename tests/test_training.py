@@ -1,0 +1,355 @@
+"""Whole runs: what training writes, that it resumes exactly, and that many processes compute what one computes."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from datasets.sources import Source
+from learning import build, checkpoint, engine, resume
+from learning.interrupt import Interrupt
+from learning.pretraining import Pretraining, pretrain
+from learning.run import SilentRun
+from options import contrast
+
+ROOT = Path(__file__).parents[1]
+SMALL = "--width 0.125 --batch_size 16 --queue_size 40 --print_freq 3 --save_score --seed 3 --lr 0.1 --feat_dim 16"
+FT = "--ft_pos extrapolate --ft_neg interpolate"
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch):
+    """Fifty random pictures in place of the built-in set."""
+
+    def source(opt, split):
+        count = {"train": 50, "val": 20}[split]
+        images = torch.randint(256, (count, 3, 8, 8), generator=torch.Generator().manual_seed(count), dtype=torch.uint8)
+        labels = torch.arange(count) % 3
+        return Source("test", images, labels, ("a", "b", "c"), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+
+    monkeypatch.setattr(build, "source", source)
+
+
+def train(folder, *arguments):
+    """What main_contrast.py does with these arguments and small sizes; returns the run folder of `--name run`."""
+    paths = f"--model_path {folder} --tb_path {folder}/tb --name run --input_res 8 --num_workers 0 --device cpu"
+    pretrain_line(f"{SMALL} {paths} {' '.join(arguments)}")
+    return Path(folder) / "run"
+
+
+def pretrain_line(line):
+    options, origins, notes = contrast.parse(line.split())
+    pretrain(options, origins=origins, notes=notes)
+
+
+def objects(*arguments):
+    options, _, _ = contrast.parse(f"{SMALL} --input_res 8 --device cpu {' '.join(arguments)}".split())
+    data = build.source(options, "train")
+    return Pretraining(build.resolve(options, len(data))[0], data, SilentRun(Path("nowhere")))
+
+
+def records(folder, kind):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    times = {"images_per_second", "data_wait"}
+    return [{k: v for k, v in line.items() if k not in times} for line in lines if line["kind"] == kind]
+
+
+def equal(a, b):
+    """Whether two checkpoints hold the same bits."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def assert_same_run(one, other):
+    a, b = (checkpoint.load(folder / "current.pth") for folder in (one, other))
+    for state in (a, b):
+        state["position"].pop("log_bytes")  # times have more digits or fewer
+        for name in ("model_path", "tb_path", "resume", "stop_epoch"):
+            state["options"].pop(name)
+    assert equal(a, b)
+    for kind in ("step", "epoch"):
+        assert records(one, kind) == records(other, kind)
+    files = [sorted(path.name for path in (folder / "scores").iterdir()) for folder in (one, other)]
+    assert files[0] == files[1]
+    for name in files[0]:
+        with np.load(one / "scores" / name) as x, np.load(other / "scores" / name) as y:
+            assert x.files == y.files and all(np.array_equal(x[key], y[key]) for key in x.files)
+
+
+def test_a_run_folder_holds_everything(tmp_path):
+    folder = train(tmp_path, FT, "--epochs 2 --save_freq 2 --knn_freq 2")
+    names = {"options.json", "environment.json", "log.txt", "log.jsonl", "current.pth", "ckpt_epoch_2.pth", "scores"}
+    assert {path.name for path in folder.iterdir()} == names
+    options = json.loads((folder / "options.json").read_text())
+    assert options["values"]["bn_splits"] == 2 and options["sources"]["bn_splits"].startswith("auto: one process")
+    assert options["sources"]["queue_size"] == "command line" and options["sources"]["arch"] == "dataset shapes"
+    assert json.loads((folder / "environment.json").read_text())["torch"] == torch.__version__
+    state = checkpoint.load(folder / "current.pth")
+    assert state.keys() == set(checkpoint.KEYS) and state["position"]["step"] == 6
+    assert state["method"]["queues.0.written"] == 96  # 6 steps of 16 keys
+    assert [line["step"] for line in records(folder, "step")] == [3, 6]
+    epoch = records(folder, "epoch")[-1]
+    assert {"loss", "contrast_acc", "before_contrast_acc", "positive_var", "gap", "queue_fill"} <= epoch.keys()
+    assert {"backbone_top1", "head_top1"} <= records(folder, "knn")[0].keys()
+
+
+def test_score_files_say_what_happened(tmp_path):
+    folder = train(tmp_path, FT, "--epochs 2 --ft_begin_epoch 1")
+    epochs = [dict(np.load(path)) for path in sorted((folder / "scores").iterdir())]
+    assert [int(epoch["epoch"]) for epoch in epochs] == [1, 2]
+    assert [epoch["step"].tolist() for epoch in epochs] == [[1, 2, 3], [4, 5, 6]]
+    for epoch in epochs:
+        assert epoch["positive"].shape == epoch["index"].shape == (3, 16)
+        assert len(np.unique(epoch["index"])) == 48  # every sample once, the incomplete batch dropped
+        assert epoch["queue_size"] == 40 and epoch["temperature"] == 0.2
+    off, on = epochs
+    assert np.array_equal(off["positive"], off["before_positive"])
+    assert (on["positive"] <= on["before_positive"] + 1e-6).all() and (on["positive"] < on["before_positive"]).any()
+    summary = records(folder, "epoch")[1]
+    assert summary["positive_mean"] == pytest.approx(on["positive"].mean(), abs=1e-5)
+    assert summary["positive_var"] == pytest.approx(on["positive"].var(), abs=1e-5)
+    assert summary["negative_var"] == pytest.approx(on["negative_var"].mean(), abs=1e-5)
+
+
+def test_tensorboard_reads_the_scalars(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tmp_path, "--epochs 1")
+    events = EventAccumulator(str(tmp_path / "tb" / "run"))
+    events.Reload()
+    written = records(tmp_path / "run", "epoch")[0]
+    assert events.Scalars("loss")[0].value == pytest.approx(written["loss"])
+    assert events.Scalars("loss")[0].step == 1
+    assert {"step/loss", "step/learning_rate", "step/positive_mean", "step/queue_fill"} <= set(events.Tags()["scalars"])
+
+
+def test_resume_at_an_epoch_boundary_equals_an_uninterrupted_run(tmp_path):
+    whole = train(tmp_path / "whole", FT, "--epochs 3 --ft_begin_epoch 1 --cosine")
+    train(tmp_path / "parts", FT, "--epochs 3 --ft_begin_epoch 1 --cosine --stop_epoch 1")
+    parts = train(tmp_path / "parts", FT, "--epochs 3 --ft_begin_epoch 1 --cosine --resume auto")
+    assert_same_run(whole, parts)
+
+
+@pytest.mark.parametrize("stopped_at", [2, 5])
+def test_resume_in_the_middle_of_an_epoch_equals_an_uninterrupted_run(tmp_path, monkeypatch, stopped_at):
+    whole = train(tmp_path / "whole", FT, "--epochs 3 --cosine")
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupt, "__call__", lambda self, step: step == stopped_at)
+        parts = train(tmp_path / "parts", FT, "--epochs 3 --cosine")
+    assert checkpoint.load(parts / "current.pth")["position"]["step"] == stopped_at
+    train(tmp_path / "parts", FT, "--epochs 3 --cosine --resume", str(parts))
+    assert_same_run(whole, parts)
+
+
+def test_auto_resume_starts_anew_where_nothing_fits(tmp_path, capsys):
+    train(tmp_path, "--epochs 1")
+    line = f"{SMALL} --input_res 8 --device cpu --model_path {tmp_path} --tb_path {tmp_path}/tb --num_workers 0"
+    pretrain_line(f"{line} --epochs 1 --lr 0.2 --resume auto")
+    assert "starting anew" in capsys.readouterr().out
+    pretrain_line(f"{line} --epochs 1 --resume auto")
+    assert f"Going on from {tmp_path / 'run' / 'current.pth'}" in capsys.readouterr().out
+
+
+def test_a_trained_run_is_never_overwritten(tmp_path):
+    train(tmp_path, "--epochs 1")
+    with pytest.raises(ValueError, match="already holds a trained run; go on with --resume auto"):
+        train(tmp_path, "--epochs 1")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("--width 0.25", "--width 0.25 contradicts the checkpoint, which has 0.125"),
+        ("--queue_size 80", "--queue_size 80 contradicts"),
+        ("--batch_size 10", "--batch_size 10 contradicts"),
+    ],
+)
+def test_resume_refuses_what_does_not_fit(tmp_path, change, message):
+    folder = train(tmp_path, "--epochs 1")
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, "--epochs 2", change, "--resume", str(folder))
+
+
+def test_resume_notes_a_changed_option(tmp_path, capsys):
+    folder = train(tmp_path, "--epochs 1")
+    train(tmp_path, "--epochs 2 --resume", str(folder))
+    assert "Going on with --epochs 2; the checkpoint was trained with 1." in capsys.readouterr().out
+    assert checkpoint.load(folder / "current.pth")["position"]["epoch"] == 2
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
+    with pytest.raises(FloatingPointError, match="The last checkpoint is sound"):
+        train(tmp_path, "--head linear_wo_norm --epochs 9 --lr 1e30")
+    states = [checkpoint.load(path) for path in (tmp_path / "run").glob("*.pth")]
+    assert all(x.isfinite().all() for state in states for x in state["method"].values())
+
+
+class HostReads(TorchDispatchMode):
+    """Notes where a tensor's value is read: what .item(), bool() and float() become."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if "_local_scalar_dense" in str(function) or "nonzero" in str(function):
+            self.seen.append((str(function), traceback.extract_stack(limit=8)))
+        return function(*arguments, **keywords or {})
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("granularity", ["batch", "sample", "dim"])
+def test_no_host_reads_between_log_lines(amp, granularity):
+    flags = f"{FT} --ft_pos_granularity {granularity} --ft_neg_granularity {granularity} --amp {amp} --print_freq 1000"
+    training = objects(flags)
+    training.loader.set_epoch(0)
+    with HostReads() as reads:
+        engine.train_epoch(
+            training.method,
+            list(training.loader),
+            training.optimizer,
+            first_step=0,
+            schedule=build.schedule(training.opt, training.steps_per_epoch),
+            autocast=build.autocast(amp, training.device),
+            scaler=training.scaler,
+            progress=training.progress,
+            stop=lambda step: False,
+        )
+    # Seeds of generators are made of integers on the host, whatever the device: no wait for it.
+    elsewhere = [stack for _, stack in reads.seen if not any(frame.name == "generator" for frame in stack)]
+    assert not elsewhere, elsewhere
+
+
+@pytest.mark.parametrize("method", ["MoCo", "MoCov2", "MoCoMLP", "MoCo_wo_norm", "MoCov2_tau0.1", "Customize"])
+@pytest.mark.parametrize("ft", ["", FT, "--ft_pos interpolate --ft_neg append --ft_post_norm both"])
+def test_every_preset_trains_with_and_without_ft(method, ft):
+    training = objects("--method", method, ft)
+    before = {name: p.clone() for name, p in training.method.named_parameters()}
+    batch = next(iter(training.loader))
+    out = training.method(batch | {"step": 0})
+    out.loss.backward()
+    for name, p in training.method.named_parameters():
+        assert (p.grad is None) == name.startswith("momentum_encoder"), name
+    queue = training.method.queues[0].keys.clone()
+    training.optimizer.step()
+    training.method.after_step(out)
+    assert out.loss.isfinite() and out.scores.shape == (16, 12)
+    assert torch.equal(training.method.queues[0].keys[:16], out.writes[0])  # the untransformed keys
+    assert torch.equal(training.method.queues[0].keys[16:], queue[16:])
+    momentum = training.opt.key_momentum
+    for name, p in training.method.momentum_encoder.encoder.named_parameters():
+        query = dict(training.method.encoder.named_parameters())[name]
+        torch.testing.assert_close(p, momentum * before[f"encoder.{name}"] + (1 - momentum) * query)
+
+
+def test_keys_are_shuffled_for_batch_norm_and_put_back(monkeypatch):
+    training = objects()
+    training.method.eval()  # then the order cannot matter
+    batch = next(iter(training.loader))
+    out = training.method(batch | {"step": 0})
+    torch.testing.assert_close(out.writes[0], training.method.momentum_encoder(batch["key"])[0])
+
+
+def launched(tmp_path, name, launcher, *flags):
+    """A run on the real command line over a tiny npz; returns its folder."""
+    data = tmp_path / "tiny.npz"
+    if not data.exists():
+        rng = np.random.default_rng(0)
+        images = {
+            f"{s}_images": rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8) for s, n in (("train", 40), ("test", 9))
+        }
+        np.savez(data, **images, train_labels=np.arange(40) % 3, test_labels=np.arange(9) % 3)
+    paths = f"--dataset npz --data_folder {data} --model_path {tmp_path} --tb_path {tmp_path}/tb --name {name}"
+    flags = f"{SMALL} {FT} {paths} --input_res 8 --epochs 2 --lr 0.02 --device cpu {' '.join(flags)}"
+    command = [sys.executable, *launcher, str(ROOT / "main_contrast.py"), *flags.split()]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return tmp_path / name
+
+
+def test_one_process_equals_two_spawned_or_under_torchrun(tmp_path):
+    """Split batch norm on one process is ShuffleBN on two: same losses, weights, queue, statistics and score files."""
+    one = launched(tmp_path, "one", [], "--bn_splits 2")
+    spawned = launched(tmp_path, "spawned", [], "--nprocs 2 --multiprocessing-distributed --world-size 1 --rank 0")
+    torchrun = launched(tmp_path, "torchrun", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"])
+    reference = checkpoint.load(one / "current.pth")
+    for folder in (spawned, torchrun):
+        state = checkpoint.load(folder / "current.pth")
+        for name, x in reference["method"].items():
+            torch.testing.assert_close(
+                state["method"][name], x, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            )
+        for ours, theirs in zip(records(one, "step"), records(folder, "step")):
+            assert theirs == pytest.approx(ours, abs=1e-4)
+        with np.load(one / "scores/scores_0002.npz") as x, np.load(folder / "scores/scores_0002.npz") as y:
+            assert np.array_equal(x["index"], y["index"])
+            np.testing.assert_allclose(x["positive"], y["positive"], atol=1e-4)
+        assert len(list(folder.glob("*.txt"))) == 1
+
+
+def test_an_error_on_spawned_processes_is_one_sentence(tmp_path):
+    command = [sys.executable, str(ROOT / "main_contrast.py"), "--nprocs", "2", "--batch_size", "7", "--device", "cpu"]
+    paths = ["--model_path", str(tmp_path), "--tb_path", str(tmp_path / "tb")]
+    ended = subprocess.run([*command, *paths], capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 1
+    assert "--batch_size 7 is not a multiple of the 2 processes" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    flags = f"{SMALL} --model_path {tmp_path} --tb_path {tmp_path}/tb --name run --epochs 50 --device cpu"
+    command = [sys.executable, str(ROOT / "main_contrast.py"), *flags.split()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    for line in process.stdout:
+        if re.search(r"step 6/", line):
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "go on with: python" in out and f"--resume {tmp_path / 'run'}" in out
+    assert checkpoint.load(tmp_path / "run" / "current.pth")["position"]["step"] >= 6
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    torch.save({"model": {}}, tmp_path / "other.pth")
+    for name, message in (
+        ("junk.pth", "cannot be read"),
+        ("other.pth", "lacks method"),
+        ("none.pth", "no checkpoint at"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            checkpoint.load(tmp_path / name)
+
+
+def test_resume_adopts_what_was_chosen_automatically():
+    options, _, _ = contrast.parse(["--amp"])
+    stored = dataclasses.asdict(options) | {"seed": 5, "amp": "bf16", "queue_size": 64, "bn_splits": 4, "stem": "small"}
+    adopted, notes = resume.adopt(options, stored, set())
+    assert (adopted.seed, adopted.amp, adopted.queue_size, adopted.bn_splits) == (5, "bf16", 64, 4) and notes == []
+
+
+@pytest.mark.parametrize("n, size", [(5000, 2048), (126_689, 32768), (1_281_167, 65536), (3, 1)])
+def test_queue_size_rule(n, size):
+    assert build._queue_size(n) == size
+
+
+@pytest.mark.parametrize("batch, splits", [(512, 8), (256, 4), (64, 2), (96, 2), (32, 2), (16, 2), (15, 1), (1, 1)])
+def test_split_rule(batch, splits):
+    options = contrast.ContrastOptions(batch_size=batch)
+    assert build._bn_splits(options)[0] == splits
