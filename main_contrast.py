@@ -18,7 +18,7 @@ def main() -> None:
 
     try:
         parallel.launch(partial(pretrain, origins=origins, notes=notes), options)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"main_contrast.py: {error}")
 
 

@@ -18,8 +18,10 @@ def main() -> None:
 
     try:
         parallel.launch(partial(evaluate, origins=origins, notes=notes), options)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"main_linear.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("main_linear.py: stopped; the same command with --resume auto goes on after the last whole epoch.")
 
 
 if __name__ == "__main__":

@@ -161,10 +161,16 @@ class _Files:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self.loader:
+        for batch in self._decoded():
             keys = batch["key_draw"]
             batch = {name: x.to(self.device, non_blocking=True) for name, x in batch.items()}
             yield batch | self.recipe.finish({view: batch[view] for view in self.recipe.views}, keys)
+
+    def _decoded(self) -> Iterator[Batch]:
+        try:
+            yield from self.loader
+        except ValueError as error:  # from a worker it comes wrapped in a traceback; the last line is what it said
+            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
 
 
 class _Crops(Dataset):

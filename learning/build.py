@@ -29,9 +29,18 @@ SPLIT_CHUNK = range(8, 65)  # images per batch-norm chunk
 # Choices that depend on the data or the machine: made once by a written rule, printed, stored, kept on resume.
 
 
-def resolve(opt: ContrastOptions, n_data: int) -> tuple[ContrastOptions, dict[str, str]]:
-    """Replace every automatic option by its value; returns the options and, by name, the rule that chose each one."""
+def resolve(
+    opt: ContrastOptions, origins: dict[str, str], *, n_data: int, trained_with: dict[str, Any] | None = None
+) -> tuple[ContrastOptions, dict[str, str]]:
+    """Replace every automatic option by its value; returns the options and, by name, the rule that chose each one.
+
+    `trained_with` is the checkpoint a run goes on from: its batch-norm chunks are dealt out anew if it ran on another
+    number of processes.
+    """
     chosen: dict[str, tuple[Any, str]] = {}
+    if trained_with and origins["bn_splits"] == "checkpoint":
+        chunks = opt.bn_splits * trained_with["position"]["processes"]
+        chosen["bn_splits"] = max(chunks // parallel.world_size(), 1), f"the checkpoint's {chunks} over all processes"
     if opt.queue_size is None:
         chosen["queue_size"] = (
             _queue_size(n_data),
@@ -45,11 +54,6 @@ def resolve(opt: ContrastOptions, n_data: int) -> tuple[ContrastOptions, dict[st
     if opt.warmup_epochs is None:
         length = (10 if opt.epochs > 500 else 5) if opt.warm or opt.batch_size > 256 else 0
         chosen["warmup_epochs"] = length, "with --warm or a batch above 256: 5 epochs, 10 of more than 500"
-    if opt.queue_size is not None and opt.queue_size < opt.batch_size:
-        raise ValueError(
-            f"--queue_size {opt.queue_size} is below --batch_size {opt.batch_size}, so keys would be lost before they "
-            "are ever a negative; raise the one or lower the other."
-        )
     return settle(opt, chosen)
 
 
@@ -84,7 +88,8 @@ def _precision(device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported()
         return ("bf16", "this GPU has it") if bf16 else ("fp16", "this GPU has no bf16")
-    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, but nothing public tells
+    bf16 = any(getattr(torch.cpu, test, bool)() for test in tests)
     return ("bf16", "this CPU multiplies it natively") if bf16 else ("off", "this CPU has no native bf16")
 
 
@@ -102,6 +107,27 @@ def source(opt, split: str) -> sources.Source:
     return sources.open_source(opt.dataset, split, folder=opt.data_folder, imagenet100path=opt.imagenet100path)
 
 
+def workers(opt) -> int:
+    """--num_workers counts those of a node, as published."""
+    return -(-opt.num_workers // parallel.local_world_size())
+
+
+def labelled_sources(opt, train: sources.Source | None = None) -> tuple[sources.Source, sources.Source]:
+    """Training and test images for an evaluation. ValueError unless both carry the same classes."""
+    train, test = train or source(opt, "train"), source(opt, "val")
+    if train.labels is None or test.labels is None:
+        raise ValueError(
+            f"--dataset {opt.dataset} has no labels here, and an evaluation needs them; choose another set."
+        )
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise ValueError(
+            f"training and test images differ in {len(odd)} classes (for example {', '.join(odd[:3])}); "
+            "give both the same class folders."
+        )
+    return train, test
+
+
 def train_loader(opt: ContrastOptions, data: sources.Source, device: torch.device) -> TrainLoader:
     recipe = recipes.RECIPES[opt.recipe](opt.input_res, (opt.crop_min, 1.0), data.mean, data.std)
     return TrainLoader(
@@ -111,7 +137,7 @@ def train_loader(opt: ContrastOptions, data: sources.Source, device: torch.devic
         rank=parallel.rank(),
         world_size=parallel.world_size(),
         seed=opt.seed,
-        num_workers=opt.num_workers,
+        num_workers=workers(opt),
         device=device,
     )
 
@@ -139,8 +165,12 @@ def method(opt: ContrastOptions, steps_per_epoch: int) -> Method:
         network = encoder(dataclasses.asdict(opt))
         queues = [Queue(opt.queue_size, opt.feat_dim) for _ in network.channels]
     network = split_batch_norm(network, opt.bn_splits) if opt.bn_splits > 1 else network
+    rewriting = transforms(opt)
     contrast = Contrast(
-        opt.temperature, transforms(opt), begin_step=opt.ft_begin_epoch * steps_per_epoch, before=opt.pre_scores
+        opt.temperature,
+        rewriting,
+        begin_step=opt.ft_begin_epoch * steps_per_epoch,
+        before=opt.pre_scores and bool(rewriting),
     )
     whole = MoCo(network, key_momentum=opt.key_momentum, queues=queues, contrast=contrast, seed=opt.seed)
     return whole.to(memory_format=torch.channels_last)
@@ -180,24 +210,26 @@ def eval_loader(opt, data: sources.Source, device: torch.device) -> EvalLoader:
         batch_size=opt.batch_size,
         rank=parallel.rank(),
         world_size=parallel.world_size(),
-        num_workers=opt.num_workers,
+        num_workers=workers(opt),
         device=device,
     )
 
 
 def knn_accuracy(
-    opt: ContrastOptions, network: Encoder, train: sources.Source, device: torch.device
+    opt: ContrastOptions, network: Encoder, images: tuple[sources.Source, sources.Source], device: torch.device
 ) -> dict[str, dict[str, float]]:
     """k-NN top-1 and top-5 of an encoder in training, on the backbone and on the head output."""
-    loaders = (eval_loader(opt, data, device) for data in (train, source(opt, "val")))
-    precision = autocast(opt.amp, device)
-    return knn.evaluate(network, *loaders, k=200, temperature=0.1, n_class=len(train.classes), autocast=precision)
+    loaders = (eval_loader(opt, source, device) for source in images)
+    n_class, precision = len(images[0].classes), autocast(opt.amp, device)
+    return knn.evaluate(network, *loaders, k=200, temperature=0.1, n_class=n_class, autocast=precision)
 
 
 def load_encoder(path: str, use_ema: bool) -> tuple[Encoder, dict[str, Any]]:
     """The (momentum) encoder of a checkpoint in evaluation mode, and the option values it was trained with."""
     state = checkpoint.load(path)
     values = state["options"]
+    if "eval" in values:
+        raise ValueError(f"{path} is a checkpoint of main_linear.py and holds no encoder; give --ckpt the encoder's.")
     prefix = "momentum_encoder.encoder." if use_ema else "encoder."
     weights = {name.removeprefix(prefix): w for name, w in state["method"].items() if name.startswith(prefix)}
     if not weights:

@@ -16,29 +16,29 @@ from learning import build, checkpoint, parallel, resume, subject
 from learning.evaluations import knn
 from learning.evaluations.features import Cached, Live, extract
 from learning.evaluations.linear import Probe
-from learning.run import Run, SilentRun, environment, fresh_folder, open_run
+from learning.host import keep_freed_memory
+from learning.run import Run, SilentRun, environment, open_folder
 from learning.schedule import Schedule
 from models.encoder import Encoder
 from options import base
 from options.linear import LinearOptions
 
-IDENTITY = ("ckpt", "use_ema", "eval", "input_res", "n_class", "cache_features")  # what a resumed probe must agree on
+IDENTITY = ("use_ema", "eval", "input_res", "n_class", "cache_features")  # what a resumed probe must agree on
 
 
 def evaluate(opt: LinearOptions, *, origins: dict[str, str], notes: list[str]) -> None:
     """On every process. `origins` tells where each option's value came from. Writes results.json."""
-    typed = {name for name, origin in origins.items() if origin == "command line"}
+    keep_freed_memory()
     get_encoder, trained = subject.encoder(opt)
     opt, taken = subject.complete(opt, trained)
-    found = resume.find(opt, typed) if opt.eval == "linear" else None
+    found = parallel.on_main(lambda: resume.find(opt)) if opt.eval == "linear" else None
     state = _stored(found, opt) if found else None
     if state:
-        opt, changes = resume.adopt(opt, state["options"], typed)
-        notes = [*notes, f"Going on from {found}.", *changes]
+        opt, adopted, changes = resume.adopt(opt, origins, state["options"])
+        taken, notes = taken | adopted, [*notes, f"Going on from {found}.", *changes]
     opt, rules = build.settle(opt)
     images = subject.images(opt, trained)
-    folder = found.parent if found else fresh_folder(Path(opt.model_path), opt.name, _run_name(opt))
-    run = open_run(folder, Path(opt.tb_path) / folder.name, log_bytes=state["position"]["log_bytes"] if state else None)
+    run = open_folder(opt, found, state, _run_name(opt))
     origins = origins | taken | rules
     run.write_json("options.json", base.to_json(opt, origins))
     run.write_json("environment.json", environment())
@@ -50,7 +50,7 @@ def evaluate(opt: LinearOptions, *, origins: dict[str, str], notes: list[str]) -
     about = {name: getattr(opt, name) for name in ("eval", "use_ema", "dataset", "input_res", "seed")}
     about["ckpt"] = str(Path(opt.ckpt).resolve()) if opt.ckpt else None
     run.write_json("results.json", about | {"encoder_sha256": evaluation.fingerprint} | results)
-    run.log(f"Everything of this evaluation is in {folder}.")
+    run.log(f"Everything of this evaluation is in {run.folder}.")
 
 
 def _stored(path: Path, opt: LinearOptions) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class Evaluation:
         opt, source = self.opt, self.train
         randaugment = opt.aug_linear == "RA"
         view = recipes.probe(opt.input_res, (opt.crop, 1.0), source.mean, source.std, randaugment=randaugment)
-        options = {"batch_size": opt.batch_size, "seed": opt.seed, "num_workers": opt.num_workers}
+        options = {"batch_size": opt.batch_size, "seed": opt.seed, "num_workers": build.workers(opt)}
         return TrainLoader(source, view, **options, device=self.device, **_share())
 
     def _probe(self, steps_per_epoch: int) -> Probe:

@@ -19,14 +19,15 @@ class Meters:
             self.sums[name] = self.sums[name] + value if name in self.sums else value.float()
         self.count += 1
 
-    def read(self) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Averages since the last read, over all ranks. One reduction and one copy to the host."""
-        if not self.count:
-            return {}
-        means = self._over_ranks() / self.count
-        named = dict(zip(self.sums, means.tolist()))
+        return dict(zip(self.sums, (self._over_ranks() / self.count).tolist())) if self.count else {}
+
+    def read(self) -> dict[str, float]:
+        """`means`, and start anew."""
+        means = self.means()
         self.sums, self.count = {}, 0
-        return named
+        return means
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to go on in the middle of an average."""

@@ -3,8 +3,8 @@
 import gc
 import inspect
 import os
+import signal
 import socket
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,19 +21,15 @@ def launch(worker: Callable[[Any], None], options: Any) -> None:
     `RANK` in the environment means that somebody else started the processes. Otherwise this node starts
     `options.nprocs` of them; with `--multiprocessing-distributed` one per visible GPU, or one without a GPU.
     """
-    nodes, local = max(options.world_size, 1), _local_processes(options)
     if "RANK" in os.environ:
         _join(worker, options)
-    elif nodes * local == 1:
+        return
+    nodes, local = max(options.world_size, 1), _local_processes(options)
+    if nodes * local == 1:
         worker(options)
-    else:
-        environment = _rendezvous(options.dist_url, nodes)
-        node = max(options.node_rank, 0)
-        arguments = (worker, options, environment, nodes * local, node * local, local)
-        try:
-            mp.spawn(_spawned, args=arguments, nprocs=local)
-        except mp.ProcessExitedException:
-            raise ValueError("one of the processes stopped; what is said above tells why.") from None
+        return
+    _check_launch(options, local)
+    _spawn(worker, options, _rendezvous(options.dist_url, nodes), nodes, local)
 
 
 def _local_processes(options: Any) -> int:
@@ -43,36 +39,65 @@ def _local_processes(options: Any) -> int:
     return max(torch.cuda.device_count(), 1) if everything else 1
 
 
+def _uses_gpus(options: Any) -> bool:
+    return torch.cuda.is_available() and options.device != "cpu"
+
+
+def _check_launch(options: Any, local: int) -> None:
+    if _uses_gpus(options) and local > torch.cuda.device_count():
+        raise ValueError(
+            f"--nprocs {local} is more than the {torch.cuda.device_count()} GPUs; lower it or add --device cpu."
+        )
+    if options.dist_backend == "nccl" and not _uses_gpus(options):
+        raise ValueError("--dist_backend nccl needs GPUs, and none is in use; leave it out.")
+
+
 def _rendezvous(url: str, nodes: int) -> dict[str, str]:
     """Several nodes meet at `url`. One node takes a free port: a fixed one would make two runs collide."""
     if nodes > 1:
-        host, port = url.removeprefix("tcp://").rsplit(":", 1)
+        host, _, port = url.removeprefix("tcp://").rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"--dist_url {url} is not of the form tcp://HOST:PORT, where the first node is reached.")
         return {"MASTER_ADDR": host, "MASTER_PORT": port}
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1])}
 
 
+def _spawn(worker: Callable, options: Any, environment: dict[str, str], nodes: int, local: int) -> None:
+    """Start `local` processes and wait for them. Ctrl-C is theirs to answer."""
+    environment |= {"WORLD_SIZE": str(nodes * local), "LOCAL_WORLD_SIZE": str(local)}
+    first_rank = max(options.node_rank, 0) * local
+    errors = mp.get_context("spawn").SimpleQueue()
+    context = mp.spawn(_spawned, (worker, options, environment, first_rank, errors), nprocs=local, join=False)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        while not context.join():
+            pass
+    except mp.ProcessExitedException:
+        raise ValueError("One of the processes was ended from outside." if errors.empty() else errors.get()) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _spawned(
-    local_rank: int, worker: Callable, options: Any, environment: dict, world: int, first_rank: int, local: int
+    local_rank: int, worker: Callable, options: Any, environment: dict[str, str], first_rank: int, errors: Any
 ) -> None:
-    ranks = {"RANK": str(first_rank + local_rank), "LOCAL_RANK": str(local_rank), "WORLD_SIZE": str(world)}
-    os.environ.update(environment | ranks)
-    torch.set_num_threads(max(torch.get_num_threads() // local, 1))
+    os.environ.update(environment, RANK=str(first_rank + local_rank), LOCAL_RANK=str(local_rank))
+    torch.set_num_threads(max(torch.get_num_threads() // int(environment["LOCAL_WORLD_SIZE"]), 1))
     try:
         _join(worker, options)
-    except (ValueError, FloatingPointError) as error:  # a sentence for the user: once, and without a traceback
-        if local_rank == 0:
-            print(error, file=sys.stderr, flush=True)
+    except (ValueError, FloatingPointError, OSError) as error:  # a sentence for the user, without a traceback
+        errors.put(str(error))
         os._exit(1)  # not sys.exit: other ranks may wait in a collective, which a tidy end would join
 
 
 def _join(worker: Callable, options: Any) -> None:
-    cuda = torch.cuda.is_available() and options.device != "cpu"
-    if cuda:
+    if _uses_gpus(options):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = options.dist_backend if options.dist_backend != "auto" else "nccl" if cuda else "gloo"
-    dist.init_process_group(backend)
+    dist.init_process_group(
+        options.dist_backend if options.dist_backend != "auto" else "nccl" if _uses_gpus(options) else "gloo"
+    )
     worker(options)
     gc.collect()  # a DDP reducer that outlives its process group can abort at exit
     dist.barrier()
@@ -80,14 +105,16 @@ def _join(worker: Callable, options: Any) -> None:
 
 
 def device(wanted: str = "auto", gpu: int | None = None) -> torch.device:
-    """The device of this process: the GPU `launch` chose, `--gpu`, or the first one; the CPU without one."""
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    """The device of this process: the GPU `launch` chose, or of a single process `gpu` or the first; else the CPU."""
+    if wanted == "cpu" or (wanted == "auto" and gpu is None and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError(
-            "--device cuda was asked for, but PyTorch sees no GPU; use --device cpu or install a CUDA build."
-        )
-    return torch.device("cuda", torch.cuda.current_device() if gpu is None else gpu)
+        raise ValueError("A GPU was asked for, but PyTorch sees none; use --device cpu or install a CUDA build.")
+    if gpu is not None and world_size() == 1:
+        if gpu >= torch.cuda.device_count():
+            raise ValueError(f"--gpu {gpu} does not exist: there are {torch.cuda.device_count()} GPUs, counted from 0.")
+        torch.cuda.set_device(gpu)
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def rank() -> int:
@@ -96,6 +123,11 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_world_size() -> int:
+    """Processes on this node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
@@ -126,6 +158,20 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def on_main(function: Callable[[], Any]) -> Any:
+    """What `function` returns on rank 0, on every rank; where it raises ValueError, every rank does."""
+    answer = error = None
+    if is_main():
+        try:
+            answer = function()
+        except ValueError as refused:
+            error = str(refused)
+    answer, error = broadcast_object((answer, error))
+    if error is not None:
+        raise ValueError(error)
+    return answer
 
 
 def any_rank(flag: bool) -> bool:

@@ -1,36 +1,36 @@
 """One pre-training run: its objects, its epochs, its checkpoints."""
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from datasets.sources import Source
 from learning import build, checkpoint, engine, parallel, resume
+from learning.host import keep_freed_memory
 from learning.interrupt import Interrupt
 from learning.progress import Progress
-from learning.run import Run, SilentRun, environment, fresh_folder, open_run
+from learning.run import Run, SilentRun, environment, open_folder
 from options import base
 from options.contrast import ContrastOptions
 
 
 def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str]) -> None:
     """The whole of main_contrast.py, on every process. `origins` tells where each option's value came from."""
-    typed = {name for name, why in origins.items() if why.startswith(("command line", "published", "implied"))}
-    found = resume.find(opt, typed)
+    keep_freed_memory()
+    found = parallel.on_main(lambda: resume.find(opt))
     state = checkpoint.load(found) if found else None
     if state:
-        opt, changes = resume.adopt(opt, state["options"], typed)
-        notes = [*notes, f"Going on from {found}.", *changes]
+        opt, adopted, changes = resume.adopt(opt, origins, state["options"])
+        origins, notes = origins | adopted, [*notes, f"Going on from {found}.", *changes]
     elif opt.resume:
         notes = [*notes, f"No run below {opt.model_path} has these options: starting anew."]
     data = build.source(opt, "train")
-    opt, rules = build.resolve(opt, len(data))
-    folder = found.parent if found else fresh_folder(Path(opt.model_path), opt.name, build.run_name(opt))
-    run = open_run(folder, Path(opt.tb_path) / folder.name, log_bytes=state["position"]["log_bytes"] if state else None)
+    opt, rules = build.resolve(opt, origins, n_data=len(data), trained_with=state)
+    run = open_folder(opt, found, state, build.run_name(opt))
     run.write_json("options.json", base.to_json(opt, origins | rules))
     run.write_json("environment.json", environment())
     training = Pretraining(opt, data, run)
@@ -38,18 +38,9 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
         training.restore(state)
     for line in [*notes, *training.describe(origins | rules)]:
         run.log(line)
-    with Interrupt(every=opt.print_freq) as interrupt:
-        for epoch in training.epochs(stop=interrupt):
-            if opt.knn_freq and epoch % opt.knn_freq == 0:
-                training.evaluate(epoch)
-    ending = f"Stopped after step {training.step}; go on with: {_again(folder)}" if interrupt.stopped else "Done."
-    run.log(f"{ending}\nEverything of this run is in {folder}.")
-
-
-def _again(folder: Path) -> str:
-    """The command line that goes on with this run."""
-    arguments = [a for i, a in enumerate(sys.argv) if not a.startswith("--resume") and sys.argv[i - 1] != "--resume"]
-    return f"python {' '.join(arguments)} --resume {folder}"
+    with Interrupt(every=min(opt.print_freq, 10)) as interrupt:
+        training.train(stop=interrupt)
+    run.log(f"{training.ending()}\nEverything of this run is in {run.folder}.")
 
 
 class Pretraining:
@@ -58,6 +49,7 @@ class Pretraining:
     def __init__(self, opt: ContrastOptions, data: Source, run: Run | SilentRun):
         self.opt, self.run, self.data = opt, run, data
         self.device = parallel.device(opt.device, opt.gpu)
+        self.labelled = build.labelled_sources(opt, data) if opt.knn_freq else None
         self.loader = build.train_loader(opt, data, self.device)
         self.steps_per_epoch = len(self.loader)
         self.method = build.method(opt, self.steps_per_epoch).to(self.device)
@@ -73,15 +65,21 @@ class Pretraining:
         )
         self.step = 0
 
-    def epochs(self, stop: Callable[[int], bool]) -> Iterator[int]:
-        """Train, and yield the number of each epoch (from 1) once it is complete and saved."""
+    @property
+    def last_epoch(self) -> int:
+        return min(self.opt.stop_epoch or self.opt.epochs, self.opt.epochs)
+
+    def train(self, stop: Callable[[int], bool]) -> None:
+        """Train to the end, or until `stop(step)` says so; save after every epoch and where it stops."""
         model = parallel.wrap(self.method)
-        for epoch in range(self.step // self.steps_per_epoch, self.opt.stop_epoch or self.opt.epochs):
+        for epoch in range(self.step // self.steps_per_epoch, self.last_epoch):
             self._train_epoch(model, epoch, stop)
             if self.step < (epoch + 1) * self.steps_per_epoch:
-                return self.save()
+                self.progress.check_finite(self.step)
+                self.save()
+                break
             self._finish_epoch(epoch + 1)
-            yield epoch + 1
+        self.progress.bar.close()
 
     def _train_epoch(self, model: torch.nn.Module, epoch: int, stop: Callable[[int], bool]) -> None:
         self.loader.set_epoch(epoch, self.step - epoch * self.steps_per_epoch)
@@ -105,6 +103,9 @@ class Pretraining:
         self.save()
         if self.opt.save_freq and epoch % self.opt.save_freq == 0:
             self.save(f"ckpt_epoch_{epoch}.pth")
+        if self.opt.knn_freq and epoch % self.opt.knn_freq == 0:
+            self._evaluate(epoch)
+            self.save()  # again: the checkpoint knows how long the log is
 
     def save(self, name: str = "current.pth") -> None:
         """Write a checkpoint of this moment, in the middle of an epoch too."""
@@ -113,6 +114,7 @@ class Pretraining:
             "epoch": self.step // self.steps_per_epoch,
             "step": self.step,
             "steps_per_epoch": self.steps_per_epoch,
+            "processes": parallel.world_size(),
             "log_bytes": self.run.log_bytes(),
             "progress": self.progress.state_dict(),
         }
@@ -136,13 +138,16 @@ class Pretraining:
             )
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        for group in self.optimizer.param_groups:  # they came along, but the options may have been changed on purpose
+            group.update(momentum=self.opt.momentum, weight_decay=self.opt.weight_decay)
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
         self.progress.load_state_dict(position["progress"], self.device)
         self.step = position["step"]
 
-    def evaluate(self, epoch: int) -> None:
+    def _evaluate(self, epoch: int) -> None:
         """k-NN accuracy of the encoder as it stands, in the log."""
-        results = build.knn_accuracy(self.opt, self.method.encoder, self.data, self.device)
+        results = build.knn_accuracy(self.opt, self.method.encoder, self.labelled, self.device)
         values = {f"{feature}_{name}": value for feature, result in results.items() for name, value in result.items()}
         self.run.record("knn", epoch=epoch, step=self.step, **values)
         backbone, head = values["backbone_top1"], values["head_top1"]
@@ -157,3 +162,11 @@ class Pretraining:
         yield f"{self.opt.arch} with {weights / 1e6:.2f} M trained weights, {processes}"
         yield f"{images} per epoch, {self.opt.epochs} epochs"
         yield from base.describe(self.opt, origins)
+
+    def ending(self) -> str:
+        """What to say when `train` has returned."""
+        if self.step == self.opt.epochs * self.steps_per_epoch:
+            return "Done."
+        again = [part for part, before in zip(sys.argv, ["", *sys.argv]) if "--resume" not in (part, before)]
+        command = shlex.join(["python", *again, "--resume", str(self.run.folder)])
+        return f"Stopped after step {self.step}; go on with: {command}"

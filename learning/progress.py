@@ -51,6 +51,14 @@ def _join_ranks(stacked: Tensor) -> Tensor:
     return parallel.gather(stacked.transpose(0, 1).contiguous()).transpose(0, 1).cpu()
 
 
+def _check_finite(values: dict[str, float], step: int) -> None:
+    if values and not math.isfinite(values["loss"]):
+        raise FloatingPointError(
+            f"The loss became {values['loss']} shortly before step {step}. The last checkpoint is sound: go on from it "
+            "with a smaller --learning_rate, longer --warmup_epochs or no --amp."
+        )
+
+
 class Progress:
     """Observes every step: averages, a log line every `print_freq` steps, a progress bar on a terminal, scores.
 
@@ -85,7 +93,7 @@ class Progress:
     def step_done(self, step: int, out: StepOutput, batch: dict[str, Any], lr: float) -> None:
         for meters in (self.window, self.epoch):
             meters.add(out.stats)
-        if self.scores is not None and out.scores is not None:
+        if self.scores is not None:
             self.scores.add(step, out.scores, batch["index"])
         self.bar.update()
         if (step + 1) % self.print_freq == 0:
@@ -95,22 +103,22 @@ class Progress:
     def finish_epoch(self, step: int, epoch: int) -> dict[str, float]:
         """Record the epoch's averages and return them."""
         values = scores.derived(self.epoch.read())
+        _check_finite(values, step)
         self.run.record("epoch", epoch=epoch, step=step, **values)
         return values
+
+    def check_finite(self, step: int) -> None:
+        """FloatingPointError if the loss of a step of the open epoch was not finite: do not save it."""
+        _check_finite(self.epoch.means(), step)
 
     def _log_line(self, step: int, lr: float) -> None:
         values = scores.derived(self.window.read())
         seconds, steps = time.perf_counter() - self.clock, step - self.clock_step
         speed = {"images_per_second": steps * self.batch_size / seconds, "data_wait": self.waited / seconds}
         self.run.record("step", epoch=self._epoch(step), step=step, **values, learning_rate=lr, **speed)
-        with self.bar.external_write_mode():
-            self.run.log(self._line(step, values, lr, speed, (self.total - step) * seconds / steps))
+        self.run.log(self._line(step, values, lr, speed, (self.total - step) * seconds / steps))
         self.clock, self.clock_step, self.waited = time.perf_counter(), step, 0.0
-        if not math.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"The loss became {values['loss']} in the {self.print_freq} steps before step {step}. The last "
-                "checkpoint is sound: go on from it with a smaller --learning_rate, longer --warmup_epochs or no --amp."
-            )
+        _check_finite(values, step)
 
     def _epoch(self, step: int) -> int:
         return (step - 1) // self.steps_per_epoch + 1

@@ -33,10 +33,12 @@ HOUSEKEEPING = frozenset(
     # fmt: on
 )
 # Options a checkpoint's tensors depend on.
-SHAPE = ("arch", "width", "stem", "head", "feat_dim", "queue_size", "dataset", "batch_size")
+SHAPE = ("arch", "width", "stem", "head", "feat_dim", "queue_size", "dataset", "batch_size", "pre_scores")
+TYPED = ("command line", "published", "implied")  # how the sources of what a user asked for begin
+AUTOMATIC = (None, "auto")
 
 
-def find(opt: Any, typed: set[str]) -> Path | None:
+def find(opt: Any) -> Path | None:
     """The checkpoint that `opt.resume` asks for: '' none, a path that one, 'auto' the newest of an equal run if any."""
     if not opt.resume:
         return None
@@ -44,33 +46,31 @@ def find(opt: Any, typed: set[str]) -> Path | None:
         path = Path(opt.resume)
         return path / "current.pth" if path.is_dir() else path
     runs = sorted(Path(opt.model_path).glob("*/current.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return next(
-        (path for path in runs if opt.name in (None, path.parent.name) and _equal(path.parent, opt, typed)), None
-    )
+    return next((path for path in runs if opt.name in (None, path.parent.name) and _equal(path.parent, opt)), None)
 
 
-def _equal(folder: Path, opt: Any, typed: set[str]) -> bool:
+def _equal(folder: Path, opt: Any) -> bool:
+    """Whether the run in `folder` has the options `opt`, automatic ones aside."""
     try:
-        stored = json.loads((folder / "options.json").read_text())
-    except (OSError, json.JSONDecodeError):
+        stored = json.loads((folder / "options.json").read_text())["values"]
+    except (OSError, ValueError, KeyError):
         return False
     ours = json.loads(json.dumps(dataclasses.asdict(opt)))
-    automatic = {name for name, why in stored["sources"].items() if why.startswith("auto")} - typed
-    return all(stored["values"].get(name) == ours[name] for name in ours.keys() - HOUSEKEEPING - automatic)
+    return all(stored.get(k) == v for k, v in ours.items() if k not in HOUSEKEEPING and v not in AUTOMATIC)
 
 
-def adopt(opt: Options, stored: dict[str, Any], typed: set[str]) -> tuple[Options, list[str]]:
-    """Options for going on from a checkpoint written under `stored`, and notes on what differs.
+def adopt(opt: Options, origins: dict[str, str], stored: dict[str, Any]) -> tuple[Options, dict[str, str], list[str]]:
+    """Options for going on from a checkpoint written under `stored`; the sources of those taken over; and notes.
 
-    What was chosen automatically (an option that is None or "auto") is taken over; tensors must fit, so a contradicting
-    shape is refused; anything else may be changed on purpose and is noted.
+    Whatever the user did not ask for is the checkpoint's. Tensors must fit, so a contradicting shape is refused;
+    anything else may be changed on purpose and is noted.
     """
     taken, notes = {}, []
     for name, value in dataclasses.asdict(opt).items():
         before = tuple(stored[name]) if isinstance(stored.get(name), list) else stored.get(name, value)
         if name in HOUSEKEEPING or before == value:
             continue
-        if name not in typed and value in (None, "auto"):
+        if value in AUTOMATIC or not origins[name].startswith(TYPED):
             taken[name] = before
         elif name in SHAPE:
             raise ValueError(
@@ -78,4 +78,4 @@ def adopt(opt: Options, stored: dict[str, Any], typed: set[str]) -> tuple[Option
             )
         else:
             notes.append(f"Going on with --{name} {value}; the checkpoint was trained with {before}.")
-    return dataclasses.replace(opt, **taken), notes
+    return dataclasses.replace(opt, **taken), dict.fromkeys(taken, "checkpoint"), notes

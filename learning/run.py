@@ -1,5 +1,6 @@
 """A run folder: options, environment, log.txt, log.jsonl and TensorBoard. Ranks other than 0 get a silent one."""
 
+import itertools
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 import torchvision
+from tqdm import tqdm
 
 from learning import parallel
 from learning.tensorboard import scalar_writer
@@ -18,20 +20,20 @@ from learning.tensorboard import scalar_writer
 class Run:
     """Writes to `folder` and, as TensorBoard events, to `tb_folder`. A log line is also printed."""
 
-    def __init__(self, folder: Path, tb_folder: Path, *, log_bytes: int | None = None):
-        """`log_bytes` is where log.jsonl stood at the checkpoint a run goes on from: what came later is dropped."""
+    def __init__(self, folder: Path, tb_folder: Path, *, log_bytes: int = 0):
+        """`log_bytes` is how much of log.jsonl to keep: what came after the checkpoint to go on from is dropped."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lines = (folder / "log.jsonl").open("a")
-        if log_bytes is not None and log_bytes <= self._lines.tell():
-            self._lines.truncate(log_bytes)
+        self._lines.truncate(min(log_bytes, self._lines.tell()))
         self._text = (folder / "log.txt").open("a")
         self._scalar, note = scalar_writer(tb_folder)
         if note:
             self.log(note)
 
     def log(self, text: str) -> None:
-        print(text, flush=True)
+        tqdm.write(text)  # above a progress bar, where there is one
+        sys.stdout.flush()
         self._text.write(text + "\n")
         self._text.flush()
 
@@ -68,39 +70,48 @@ class SilentRun:
         return 0
 
 
-def open_run(folder: Path, tb_folder: Path, *, log_bytes: int | None = None) -> Run | SilentRun:
+def open_run(folder: Path, tb_folder: Path, *, log_bytes: int = 0) -> Run | SilentRun:
     return Run(folder, tb_folder, log_bytes=log_bytes) if parallel.is_main() else SilentRun(folder)
 
 
+def open_folder(opt: Any, found: Path | None, state: dict[str, Any] | None, stem: str) -> Run | SilentRun:
+    """The folder of the run whose newest checkpoint, `found` holding `state`, is gone on from; else a fresh one.
+
+    Going on from an older checkpoint, or under another --name, leaves the old run as it is.
+    """
+    if found and found.name == "current.pth" and opt.name in (None, found.parent.name):
+        folder, kept = found.parent, state["position"]["log_bytes"]
+    else:
+        folder, kept = parallel.on_main(lambda: fresh_folder(Path(opt.model_path), opt.name, stem)), 0
+    return open_run(folder, Path(opt.tb_path) / folder.name, log_bytes=kept)
+
+
 def fresh_folder(root: Path, name: str | None, stem: str) -> Path:
-    """`root/name`, or without a name the first free of `root/stem-1`, `root/stem-2`, ...; the same on every rank.
+    """`root/name`, or without a name the next of `root/stem-1`, `root/stem-2`, ...
 
     ValueError if the named folder already holds a checkpoint: nothing already trained is overwritten.
     """
-    if name is None:
-        taken = [
-            int(path.name.removeprefix(f"{stem}-")) for path in root.glob(f"{stem}-[0-9]*") if _numbered(path, stem)
-        ]
-        name = f"{stem}-{max(taken, default=0) + 1}"
-    folder = root / name
-    if parallel.is_main() and (folder / "current.pth").exists():
-        raise ValueError(f"{folder} already holds a trained run; go on with --resume auto or choose another --name.")
-    return Path(parallel.broadcast_object(str(folder)))
-
-
-def _numbered(path: Path, stem: str) -> bool:
-    return path.name.removeprefix(f"{stem}-").isdigit()
+    if name is not None:
+        folder = root / name
+        if (folder / "current.pth").exists():
+            raise ValueError(
+                f"{folder} already holds a trained run; go on with --resume auto or choose another --name."
+            )
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        try:
+            (root / f"{stem}-{number}").mkdir()
+        except FileExistsError:  # taken, perhaps a moment ago by another run
+            continue
+        return root / f"{stem}-{number}"
 
 
 def environment() -> dict[str, Any]:
     """What a number may depend on: versions, machine, threads, command and git revision."""
-    root = Path(__file__).parents[1]
-    git = subprocess.run(
-        ["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
     return {
         "command": " ".join(sys.argv),
-        "git": git.stdout.strip() or None,
+        "git": _revision(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -109,3 +120,11 @@ def environment() -> dict[str, Any]:
         "processes": parallel.world_size(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parents[1]), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:  # no git here
+        return None

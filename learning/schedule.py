@@ -34,7 +34,7 @@ class Schedule:
         warmup = self.warmup_epochs * self.steps_per_epoch
         if step < warmup:
             start = self.base / 10
-            return start + (self._plain(warmup) - start) * step / warmup
+            return start + (self._plain(warmup - 1) - start) * step / warmup
         return self._plain(step)
 
     def _plain(self, step: int) -> float:

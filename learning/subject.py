@@ -44,7 +44,7 @@ def _untrained(opt: LinearOptions) -> Values:
     typed = {name: getattr(opt, name) for name in (*NETWORK, "input_res") if getattr(opt, name) is not None}
     layers = DATASETS[dataset], METHODS[opt.method or ContrastOptions.method], typed, {"dataset": dataset, "seed": 0}
     options, _ = base.merge(ContrastOptions, [("untrained", layer) for layer in layers])
-    return dataclasses.asdict(build.resolve(options, n_data=0)[0])
+    return dataclasses.asdict(build.resolve(options, {}, n_data=0)[0])
 
 
 def _initialised(values: Values, seed: int) -> Encoder:
@@ -72,18 +72,8 @@ def complete(opt: LinearOptions, trained: Values) -> tuple[LinearOptions, dict[s
 
 
 def images(opt: LinearOptions, trained: Values) -> tuple[Source, Source]:
-    """Training and test images, normalised as the encoder is used to. ValueError unless both carry the same classes."""
-    train, test = (_as_in_training(build.source(opt, split), trained) for split in ("train", "val"))
-    if train.labels is None or test.labels is None:
-        raise ValueError(
-            f"--dataset {opt.dataset} has no labels here, and an evaluation needs them; choose another set."
-        )
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))
-        raise ValueError(
-            f"training and test images differ in {len(odd)} classes (for example {', '.join(odd[:3])}); "
-            "give both the same class folders."
-        )
+    """Labelled training and test images, normalised as the encoder is used to."""
+    train, test = (_as_in_training(source, trained) for source in build.labelled_sources(opt))
     return train, test
 
 

@@ -1,13 +1,7 @@
 """TensorBoard scalars through tensorboard_logger, or through torch's writer where that is missing."""
 
-import os
-
-# tensorboard_logger ships generated protobuf code that current protobuf reads only in its pure-Python form. The
-# variable counts only if it is set before anything imports protobuf, so the mains import this module first.
-os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
-
-from pathlib import Path  # noqa: E402
-from typing import Protocol  # noqa: E402
+from pathlib import Path
+from typing import Protocol
 
 
 class ScalarWriter(Protocol):

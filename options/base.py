@@ -67,7 +67,7 @@ def parse(cls, argv: list[str], *, layers: Callable[[dict], list], refused: dict
         if wants_help:
             print(_help(parser.prog, cls, flags, options))
             sys.exit(0)
-        options.validate()
+        options.validate(typed)
     except ValueError as error:
         parser.error(str(error))
     return options, sources, typed

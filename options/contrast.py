@@ -1,6 +1,7 @@
 """Options of main_contrast.py."""
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,9 +99,16 @@ class ContrastOptions(shared.Shared):
     knn_freq: int = option(0, "epochs between k-NN evaluations; 0 for none", group="run", must=NOT_NEGATIVE)
     exp_iter: int = option(-1, "number of this repetition, added to the name", group="run")
 
-    def validate(self) -> None:
-        """Raise ValueError, naming the flags, for values that cannot work (together)."""
+    def validate(self, typed: Collection[str] = ()) -> None:
+        """Raise ValueError, naming the flags, for values (of flags `typed` in particular) that cannot work together."""
         shared.check(self)
+        if self.dataset != "shapes" and self.data_folder is None:
+            raise ValueError(f"--dataset {self.dataset} is read from disk: say where with --data_folder")
+        if "queue_size" in typed and self.queue_size < self.batch_size:
+            raise ValueError(
+                f"--queue_size {self.queue_size} is below --batch_size {self.batch_size}, so keys would be lost before "
+                "they are ever a negative: raise the one or lower the other"
+            )
         if self.bn_splits != "auto" and not 1 <= self.bn_splits <= self.batch_size:
             raise ValueError(f"--bn_splits must lie between 1 and --batch_size {self.batch_size}, not {self.bn_splits}")
 
@@ -203,8 +211,8 @@ def _notes(options: ContrastOptions, typed: dict) -> list[str]:
     why = {}
     if options.warmup_epochs is not None:
         why["warm"] = f"next to --warmup_epochs {options.warmup_epochs}"
-    if not options.save_score:
-        why["pre_scores"] = "without --save_score"
+    if options.ft_pos == options.ft_neg == "none":
+        why["pre_scores"] = "without FT, where scores are the same before and after"
     if "amp" in typed:
         why["opt_level"] = f"next to --amp {options.amp}"
     sentences = shared.notes(options, typed) + shared.without_effect(why, typed)

@@ -1,6 +1,7 @@
 """Options of main_linear.py."""
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,7 +61,7 @@ class LinearOptions(shared.Shared):
     )
     weight_decay: float = option(0.0, "weight decay", group="optimisation", must=NOT_NEGATIVE)
 
-    def validate(self) -> None:
+    def validate(self, typed: Collection[str] = ()) -> None:
         """Raise ValueError, naming the flags, for values that cannot work (together)."""
         shared.check(self)
         if self.cache_features and self.aug_linear != "NULL":
@@ -102,6 +103,8 @@ def _notes(options: LinearOptions, typed: dict) -> list[str]:
     )  # fmt: skip
     unused = probe_only if options.eval == "knn" else ("knn_k", "knn_t")
     why = dict.fromkeys(unused, f"with --eval {options.eval}")
+    if options.eval == "knn":
+        why |= dict.fromkeys(("resume", "print_freq", "save_freq"), "with --eval knn, which trains nothing")
     if options.cache_features:
         why.setdefault("crop", "with --cache_features")
     return shared.notes(options, typed) + shared.without_effect(why, typed)

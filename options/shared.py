@@ -12,9 +12,7 @@ class Shared:
 
     data_folder: str | None = option(None, "folder with train/ and val/; the file itself for npz", group="data")
     imagenet100path: str | None = option(None, "class list for imagenet100, instead of the one shipped", group="data")
-    num_workers: int = option(
-        2, "loader processes per training process", group="data", aliases=("-j",), must=NOT_NEGATIVE
-    )
+    num_workers: int = option(2, "loader processes on this node", group="data", aliases=("-j",), must=NOT_NEGATIVE)
 
     batch_size: int = option(256, "images per step over all processes", group="optimisation", must=POSITIVE)
     cosine: bool = option(False, "cosine schedule instead of steps", group="optimisation")
@@ -48,8 +46,6 @@ def check(options) -> None:
     drops = options.lr_decay_epochs
     if any(later <= earlier for earlier, later in zip(drops, drops[1:])):
         raise ValueError(f"--lr_decay_epochs must ascend, not {_listed(drops)}")
-    if options.dataset not in (None, "shapes") and options.data_folder is None:
-        raise ValueError(f"--dataset {options.dataset} is read from disk: say where with --data_folder")
     if options.device == "cpu" and options.gpu is not None:
         raise ValueError("--gpu and --device cpu contradict each other: leave one out")
     if options.device == "cpu" and options.dist_backend == "nccl":

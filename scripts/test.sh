@@ -3,7 +3,7 @@
 # Arguments go to pytest: `bash scripts/test.sh tests/test_memory.py -x`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/setup.sh dev
+extra=dev source scripts/setup.sh
 ruff check .
 ruff format --check .
 python -m pytest "$@"

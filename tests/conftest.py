@@ -6,6 +6,4 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the command lines that test
 
 import torch  # noqa: E402
 
-import learning.tensorboard  # noqa: E402, F401  (sets what protobuf must see before anything imports it)
-
 torch.set_num_threads(1)

@@ -3,7 +3,7 @@
 import abc
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,11 +19,11 @@ Batch = dict[str, Any]  # tensors on the device by name, and "step": the global 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one forward pass yields. `scores` (N, C) rows only if asked for; `writes` is kept for `after_step`."""
+    """What one forward pass yields: `stats` scalars, `scores` (N, C) rows; `writes` is kept for `after_step`."""
 
     loss: Tensor
-    stats: dict[str, Tensor] = field(default_factory=dict)
-    scores: Tensor | None = None
+    stats: dict[str, Tensor]
+    scores: Tensor
     writes: Any = None
 
 
