@@ -2,6 +2,8 @@
 
 import os
 
+import learning  # noqa: F401  (sets what protobuf must see before anything imports it)
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the command lines that tests start
 
 import torch  # noqa: E402

@@ -19,9 +19,9 @@ PRETRAIN_1K = f"""main_contrast.py --method MoCov2 --data_folder your/path/to/im
 LINEAR_1K = """main_linear.py --method MoCov2 --data_folder your/path/to/imagenet-1K/dataset
     --ckpt your/path/to/pretrain_model   --n_class 1000 --multiprocessing-distributed --world-size 1 --rank 0
     --epochs 100 --lr_decay_epochs 60,80"""
-PRETRAIN_100 = f"""main_contrast.py --method MoCov2 --data_folder your/path/to/imagenet-1K/dataset  --dataset imagenet100
-    --imagenet100path your/path/to/imagenet100.class  --epochs 200 --input_res 224 --cosine --batch_size 256
-    --learning_rate 0.03   {FT}"""
+PRETRAIN_100 = f"""main_contrast.py --method MoCov2 --data_folder your/path/to/imagenet-1K/dataset
+    --dataset imagenet100 --imagenet100path your/path/to/imagenet100.class  --epochs 200 --input_res 224 --cosine
+    --batch_size 256 --learning_rate 0.03   {FT}"""
 LINEAR_100 = """main_linear.py --method MoCov2 --data_folder your/path/to/imagenet-1K/dataset  --dataset imagenet100
     --imagenet100path your/path/to/imagenet100.class  --n_class 100  --ckpt your/path/to/pretrain_model
     --multiprocessing-distributed --world-size 1 --rank 0"""

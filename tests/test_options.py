@@ -315,7 +315,6 @@ def test_main_contrast_refuses(capsys, line, words):
         ("--aug A", ["--aug", "main_contrast.py"]),
         ("--ckpt2 x", ["did you mean --ckpt?"]),
         ("--cache_features --aug_linear RA", ["--cache_features", "--aug_linear RA"]),
-        ("--dataset cifar10", ["--data_folder"]),
         ("--n_class 0", ["--n_class must be above 0"]),
     ],
 )
@@ -342,7 +341,10 @@ def test_main_linear_without_a_checkpoint_is_the_untrained_baseline():
         ("--ft_pos extrapolate --ft_post_norm neg", ["--ft_post_norm", "--ft_neg is none"]),
         ("--ft_begin_epoch 3", ["--ft_begin_epoch", "none"]),
         ("--cosine --lr_decay_epochs 6,8", ["--lr_decay_epochs", "ignored under --cosine"]),
-        ("--epochs 120", ["never drops", "120,160", "--epochs 120"]),  # a drop follows its epoch
+        (
+            "--dataset imagenet --data_folder x --epochs 120",
+            ["never drops", "120,160", "--epochs 120"],
+        ),  # a drop follows its epoch
         ("--dataset imagenet --data_folder x --imagenet100path y", ["--imagenet100path", "--dataset imagenet"]),
         ("--dataset shapes --data_folder x", ["--data_folder", "--dataset shapes"]),
         ("--gpu 1 --multiprocessing-distributed", ["--gpu", "--multiprocessing_distributed"]),

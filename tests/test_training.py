@@ -53,9 +53,9 @@ def pretrain_line(line):
 
 
 def objects(*arguments):
-    options, _, _ = contrast.parse(f"{SMALL} --input_res 8 --device cpu {' '.join(arguments)}".split())
+    options, origins, _ = contrast.parse(f"{SMALL} --input_res 8 --device cpu {' '.join(arguments)}".split())
     data = build.source(options, "train")
-    return Pretraining(build.resolve(options, len(data))[0], data, SilentRun(Path("nowhere")))
+    return Pretraining(build.resolve(options, origins, n_data=len(data))[0], data, SilentRun(Path("nowhere")))
 
 
 def records(folder, kind):
@@ -82,7 +82,7 @@ def assert_same_run(one, other):
         for name in ("model_path", "tb_path", "resume", "stop_epoch"):
             state["options"].pop(name)
     assert equal(a, b)
-    for kind in ("step", "epoch"):
+    for kind in ("step", "epoch", "knn"):
         assert records(one, kind) == records(other, kind)
     files = [sorted(path.name for path in (folder / "scores").iterdir()) for folder in (one, other)]
     assert files[0] == files[1]
@@ -139,10 +139,29 @@ def test_tensorboard_reads_the_scalars(tmp_path):
 
 
 def test_resume_at_an_epoch_boundary_equals_an_uninterrupted_run(tmp_path):
-    whole = train(tmp_path / "whole", FT, "--epochs 3 --ft_begin_epoch 1 --cosine")
-    train(tmp_path / "parts", FT, "--epochs 3 --ft_begin_epoch 1 --cosine --stop_epoch 1")
-    parts = train(tmp_path / "parts", FT, "--epochs 3 --ft_begin_epoch 1 --cosine --resume auto")
+    flags = f"{FT} --epochs 3 --ft_begin_epoch 1 --cosine --knn_freq 1 --stem auto"
+    whole = train(tmp_path / "whole", flags)
+    train(tmp_path / "parts", flags, "--stop_epoch 1")
+    train(tmp_path / "parts", flags, "--stop_epoch 2 --resume auto")
+    parts = train(tmp_path / "parts", flags, "--resume auto")
     assert_same_run(whole, parts)
+
+
+def test_going_on_from_an_older_checkpoint_leaves_the_run_as_it_is(tmp_path):
+    folder = train(tmp_path, "--epochs 2 --save_freq 1")
+    before = (folder / "current.pth").read_bytes()
+    line = f"--model_path {tmp_path} --tb_path {tmp_path}/tb --num_workers 0 --device cpu"
+    pretrain_line(f"{line} --resume {folder / 'ckpt_epoch_1.pth'}")
+    assert (folder / "current.pth").read_bytes() == before
+    branch = tmp_path / "MoCov2-shapes-resnet18-1"
+    a, b = (checkpoint.load(path / "current.pth") for path in (folder, branch))
+    assert equal(a["method"], b["method"]) and [line["epoch"] for line in records(branch, "epoch")] == [2]
+
+
+def test_a_run_killed_before_its_first_checkpoint_leaves_no_trace_in_the_next_log(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text('{"kind": "step", "epoch": 1, "step": 1}\n')
+    assert [line["step"] for line in records(train(tmp_path, "--epochs 1"), "step")] == [2]
 
 
 @pytest.mark.parametrize("stopped_at", [2, 5])
@@ -192,9 +211,10 @@ def test_resume_notes_a_changed_option(tmp_path, capsys):
     assert checkpoint.load(folder / "current.pth")["position"]["epoch"] == 2
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
+@pytest.mark.parametrize("print_freq", [2, 1000])
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path, print_freq):
     with pytest.raises(FloatingPointError, match="The last checkpoint is sound"):
-        train(tmp_path, "--head linear_wo_norm --epochs 9 --lr 1e30")
+        train(tmp_path, f"--head linear_wo_norm --epochs 9 --lr 1e30 --print_freq {print_freq}")
     states = [checkpoint.load(path) for path in (tmp_path / "run").glob("*.pth")]
     assert all(x.isfinite().all() for state in states for x in state["method"].values())
 
@@ -249,7 +269,7 @@ def test_every_preset_trains_with_and_without_ft(method, ft):
     queue = training.method.queues[0].keys.clone()
     training.optimizer.step()
     training.method.after_step(out)
-    assert out.loss.isfinite() and out.scores.shape == (16, 12)
+    assert out.loss.isfinite() and out.scores.shape == (16, 12 if ft else 6)
     assert torch.equal(training.method.queues[0].keys[:16], out.writes[0])  # the untransformed keys
     assert torch.equal(training.method.queues[0].keys[16:], queue[16:])
     momentum = training.opt.key_momentum
@@ -334,10 +354,18 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
 
 
 def test_resume_adopts_what_was_chosen_automatically():
-    options, _, _ = contrast.parse(["--amp"])
-    stored = dataclasses.asdict(options) | {"seed": 5, "amp": "bf16", "queue_size": 64, "bn_splits": 4, "stem": "small"}
-    adopted, notes = resume.adopt(options, stored, set())
-    assert (adopted.seed, adopted.amp, adopted.queue_size, adopted.bn_splits) == (5, "bf16", 64, 4) and notes == []
+    options, origins, _ = contrast.parse(
+        ["--amp", "--dataset", "npz", "--data_folder", "x", "--lr", "0.5", "--epochs", "9"]
+    )
+    chosen = {"seed": 5, "amp": "bf16", "queue_size": 64, "bn_splits": 4, "stem": "small", "warmup_epochs": 0}
+    stored = dataclasses.asdict(options) | chosen | {"learning_rate": 0.1, "ft_pos": "extrapolate"}
+    adopted, sources, notes = resume.adopt(options, origins, stored)
+    assert {name: getattr(adopted, name) for name in chosen} == chosen
+    assert adopted.ft_pos == "extrapolate"  # not typed, so the checkpoint's
+    assert sources == dict.fromkeys([*chosen, "ft_pos"], "checkpoint")
+    assert adopted.learning_rate == 0.5 and notes == [
+        "Going on with --learning_rate 0.5; the checkpoint was trained with 0.1."
+    ]
 
 
 @pytest.mark.parametrize("n, size", [(5000, 2048), (126_689, 32768), (1_281_167, 65536), (3, 1)])
