@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,11 @@ def evaluate(opt: LinearOptions, *, origins: dict[str, str], notes: list[str]) -
         taken, notes = taken | adopted, [*notes, f"Going on from {found}.", *changes]
     opt, rules = build.settle(opt)
     images = subject.images(opt, trained)
-    run = open_folder(opt, found, state, _run_name(opt))
     origins = origins | taken | rules
+    evaluation = Evaluation(opt, get_encoder(opt.seed), images, partial(open_folder, opt, found, state, _run_name(opt)))
+    run = evaluation.run
     run.write_json("options.json", base.to_json(opt, origins))
     run.write_json("environment.json", environment())
-    evaluation = Evaluation(opt, get_encoder(opt.seed), images, run)
     for line in [*notes, *evaluation.describe(origins)]:
         run.log(line)
     results = evaluation.linear(state) if opt.eval == "linear" else evaluation.knn()
@@ -75,8 +76,14 @@ def _run_name(opt: LinearOptions) -> str:
 class Evaluation:
     """`opt` has no automatic value left. `images` are the training and the test images."""
 
-    def __init__(self, opt: LinearOptions, encoder: Encoder, images: tuple[Source, Source], run: Run | SilentRun):
-        self.opt, self.run = opt, run
+    def __init__(
+        self,
+        opt: LinearOptions,
+        encoder: Encoder,
+        images: tuple[Source, Source],
+        open_run: Callable[[], Run | SilentRun],
+    ):
+        self.opt = opt
         self.train, self.test = images
         self.n_class = subject.n_class(opt, self.train)
         self.device = parallel.device(opt.device, opt.gpu)
@@ -84,6 +91,7 @@ class Evaluation:
         encoder = encoder.eval().requires_grad_(False)
         self.encoder = encoder.to(self.device, memory_format=torch.channels_last)
         self.fingerprint = subject.fingerprint(self.encoder)
+        self.run = open_run()
 
     def describe(self, origins: dict[str, str]) -> Iterator[str]:
         """What will happen, in a few lines."""

@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,24 +31,27 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
         notes = [*notes, f"No run below {opt.model_path} has these options: starting anew."]
     data = build.source(opt, "train")
     opt, rules = build.resolve(opt, origins, n_data=len(data), trained_with=state)
-    run = open_folder(opt, found, state, build.run_name(opt))
-    run.write_json("options.json", base.to_json(opt, origins | rules))
-    run.write_json("environment.json", environment())
-    training = Pretraining(opt, data, run)
+    training = Pretraining(opt, data, partial(open_folder, opt, found, state, build.run_name(opt)))
     if state:
         training.restore(state)
+    run = training.run
+    run.write_json("options.json", base.to_json(opt, origins | rules))
+    run.write_json("environment.json", environment())
     for line in [*notes, *training.describe(origins | rules)]:
         run.log(line)
-    with Interrupt(every=min(opt.print_freq, 10)) as interrupt:
+    with Interrupt(every=opt.print_freq) as interrupt:
         training.train(stop=interrupt)
     run.log(f"{training.ending()}\nEverything of this run is in {run.folder}.")
 
 
 class Pretraining:
-    """`opt` has no automatic value left (`build.resolve`). Weights, order and augmentation follow from `opt.seed`."""
+    """`opt` has no automatic value left (`build.resolve`). Weights, order and augmentation follow from `opt.seed`.
 
-    def __init__(self, opt: ContrastOptions, data: Source, run: Run | SilentRun):
-        self.opt, self.run, self.data = opt, run, data
+    `open_run` is called once everything else has been made, so that a mistake in the options leaves no folder behind.
+    """
+
+    def __init__(self, opt: ContrastOptions, data: Source, open_run: Callable[[], Run | SilentRun]):
+        self.opt, self.data = opt, data
         self.device = parallel.device(opt.device, opt.gpu)
         self.labelled = build.labelled_sources(opt, data) if opt.knn_freq else None
         self.loader = build.train_loader(opt, data, self.device)
@@ -55,8 +59,9 @@ class Pretraining:
         self.method = build.method(opt, self.steps_per_epoch).to(self.device)
         self.optimizer = build.optimizer(opt, self.method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=opt.amp == "fp16")
+        self.run = open_run()
         self.progress = Progress(
-            run,
+            self.run,
             epochs=opt.epochs,
             steps_per_epoch=self.steps_per_epoch,
             batch_size=opt.batch_size,

@@ -55,7 +55,7 @@ def pretrain_line(line):
 def objects(*arguments):
     options, origins, _ = contrast.parse(f"{SMALL} --input_res 8 --device cpu {' '.join(arguments)}".split())
     data = build.source(options, "train")
-    return Pretraining(build.resolve(options, origins, n_data=len(data))[0], data, SilentRun(Path("nowhere")))
+    return Pretraining(build.resolve(options, origins, n_data=len(data))[0], data, lambda: SilentRun(Path("nowhere")))
 
 
 def records(folder, kind):
