@@ -134,8 +134,7 @@ def train_loader(opt: ContrastOptions, data: sources.Source, device: torch.devic
         data,
         recipe,
         batch_size=opt.batch_size,
-        rank=parallel.rank(),
-        world_size=parallel.world_size(),
+        **parallel.share(),
         seed=opt.seed,
         num_workers=workers(opt),
         device=device,
@@ -182,7 +181,8 @@ def optimizer(opt: ContrastOptions, model: Method) -> torch.optim.Optimizer:
     )
 
 
-def schedule(opt, steps_per_epoch: int) -> Schedule:
+def schedule(opt, steps_per_epoch: int, **warmup: Any) -> Schedule:
+    """The learning rates of either program; `warmup` goes to `Schedule` as it is."""
     return Schedule(
         base=opt.learning_rate,
         epochs=opt.epochs,
@@ -190,8 +190,7 @@ def schedule(opt, steps_per_epoch: int) -> Schedule:
         cosine=opt.cosine,
         milestones=opt.lr_decay_epochs,
         decay_rate=opt.lr_decay_rate,
-        warmup_epochs=opt.warmup_epochs,
-        per=opt.schedule_per,
+        **warmup,
     )
 
 
@@ -208,8 +207,7 @@ def eval_loader(opt, data: sources.Source, device: torch.device) -> EvalLoader:
         data,
         recipes.evaluation(opt.input_res, data.mean, data.std),
         batch_size=opt.batch_size,
-        rank=parallel.rank(),
-        world_size=parallel.world_size(),
+        **parallel.share(),
         num_workers=workers(opt),
         device=device,
     )

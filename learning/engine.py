@@ -23,10 +23,7 @@ def train_epoch(
     progress: Progress,
     stop: Callable[[int], bool],
 ) -> int:
-    """Train on what `loader` has left, from global step `first_step`; returns the number of steps done so far.
-
-    `stop(step)` is asked after every step, all ranks getting the same answer.
-    """
+    """Train on what `loader` has left, or until `stop(step)`, which answers all ranks alike; returns the steps done."""
     method, step = parallel.unwrap(model), first_step
     model.train()
     progress.start_epoch(step)

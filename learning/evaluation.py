@@ -19,7 +19,6 @@ from learning.evaluations.features import Cached, Live, extract
 from learning.evaluations.linear import Probe
 from learning.host import keep_freed_memory
 from learning.run import Run, SilentRun, environment, open_folder
-from learning.schedule import Schedule
 from models.encoder import Encoder
 from options import base
 from options.linear import LinearOptions
@@ -178,7 +177,7 @@ class Evaluation:
         if not opt.cache_features:
             return Live(self._features, self._train_loader()), test
         features = extract(self._features, self._eval_loader(self.train))
-        return Cached(*features, batch_size=opt.batch_size, seed=opt.seed, **_share()), list(test)
+        return Cached(*features, batch_size=opt.batch_size, seed=opt.seed, **parallel.share()), list(test)
 
     def _eval_loader(self, source: Source) -> EvalLoader:
         return build.eval_loader(self.opt, source, self.device)
@@ -188,22 +187,14 @@ class Evaluation:
         randaugment = opt.aug_linear == "RA"
         view = recipes.probe(opt.input_res, (opt.crop, 1.0), source.mean, source.std, randaugment=randaugment)
         options = {"batch_size": opt.batch_size, "seed": opt.seed, "num_workers": build.workers(opt)}
-        return TrainLoader(source, view, **options, device=self.device, **_share())
+        return TrainLoader(source, view, **options, device=self.device, **parallel.share())
 
     def _probe(self, steps_per_epoch: int) -> Probe:
         opt = self.opt
-        schedule = Schedule(
-            base=opt.learning_rate,
-            epochs=opt.epochs,
-            steps_per_epoch=steps_per_epoch,
-            cosine=opt.cosine,
-            milestones=opt.lr_decay_epochs,
-            decay_rate=opt.lr_decay_rate,
-        )
         return Probe(
             self.encoder.feature_dim,
             self.n_class,
-            schedule=schedule,
+            schedule=build.schedule(opt, steps_per_epoch),
             momentum=opt.momentum,
             weight_decay=opt.weight_decay,
             seed=opt.seed,
@@ -213,8 +204,3 @@ class Evaluation:
 
 def _headline(results: dict[str, float]) -> dict[str, float]:
     return {"epoch": results["epoch"], "top1": results["test_acc"], "top5": results["test_acc5"]}
-
-
-def _share() -> dict[str, int]:
-    """Which part of the images is this process's."""
-    return {"rank": parallel.rank(), "world_size": parallel.world_size()}

@@ -130,6 +130,11 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if dist.is_initialized() else 1
 
 
+def share() -> dict[str, int]:
+    """Which part of the images is this process's, as loaders take it."""
+    return {"rank": rank(), "world_size": world_size()}
+
+
 def is_main() -> bool:
     return rank() == 0
 

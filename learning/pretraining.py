@@ -60,6 +60,8 @@ class Pretraining:
         self.optimizer = build.optimizer(opt, self.method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=opt.amp == "fp16")
         self.run = open_run()
+        warmup = {"warmup_epochs": opt.warmup_epochs, "per": opt.schedule_per}
+        self.schedule = build.schedule(opt, self.steps_per_epoch, **warmup)
         self.progress = Progress(
             self.run,
             epochs=opt.epochs,
@@ -93,7 +95,7 @@ class Pretraining:
             self.loader,
             self.optimizer,
             first_step=self.step,
-            schedule=build.schedule(self.opt, self.steps_per_epoch),
+            schedule=self.schedule,
             autocast=build.autocast(self.opt.amp, self.device),
             scaler=self.scaler,
             progress=self.progress,

@@ -245,7 +245,7 @@ def test_no_host_reads_between_log_lines(amp, granularity):
             batches,
             training.optimizer,
             first_step=0,
-            schedule=build.schedule(training.opt, training.steps_per_epoch),
+            schedule=training.schedule,
             autocast=build.autocast(amp, training.device),
             scaler=training.scaler,
             progress=training.progress,
@@ -377,3 +377,20 @@ def test_queue_size_rule(n, size):
 def test_split_rule(batch, splits):
     options = contrast.ContrastOptions(batch_size=batch)
     assert build._bn_splits(options)[0] == splits
+
+
+def test_without_tensorboard_logger_torch_writes_the_same_tags(tmp_path, monkeypatch, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setitem(sys.modules, "tensorboard_logger", None)
+    train(tmp_path, "--epochs 1")
+    assert capsys.readouterr().out.count("tensorboard_logger cannot be used") == 1
+    events = EventAccumulator(str(tmp_path / "tb" / "run"))
+    events.Reload()
+    assert {"loss", "step/loss", "step/learning_rate"} <= set(events.Tags()["scalars"])
+
+
+def test_a_mistake_leaves_no_run_folder_behind(tmp_path):
+    with pytest.raises(ValueError, match="--batch_size 60 is more than the 50 images"):
+        train(tmp_path, "--batch_size 60 --queue_size 64")
+    assert not (tmp_path / "run").exists()
