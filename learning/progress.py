@@ -79,10 +79,12 @@ class Progress:
         self.steps_per_epoch, self.total = steps_per_epoch, epochs * steps_per_epoch
         self.window, self.epoch = Meters(), Meters()
         self.scores = ScoreRecorder() if save_score else None
-        self.bar = tqdm(total=self.total, disable=None if parallel.is_main() else True, unit="step")
+        silent = None if parallel.is_main() else True  # None: where there is no terminal
+        self.bar = tqdm(total=self.total, disable=silent, unit=" images", unit_scale=batch_size, dynamic_ncols=True)
 
     def start_epoch(self, step: int) -> None:
-        self.bar.update(step - self.bar.n)
+        if self.bar.n != step:  # a resumed run
+            self.bar.initial = self.bar.n = step
         self.clock, self.clock_step, self.waited = time.perf_counter(), step, 0.0
         self.idle_since = self.clock
 
