@@ -29,6 +29,8 @@ IDENTITY = ("use_ema", "eval", "input_res", "n_class", "cache_features")  # what
 def evaluate(opt: LinearOptions, *, origins: dict[str, str], notes: list[str]) -> None:
     """On every process. `origins` tells where each option's value came from. Writes results.json."""
     keep_freed_memory()
+    if opt.ckpt and Path(opt.ckpt).is_dir():
+        opt = dataclasses.replace(opt, ckpt=str(Path(opt.ckpt) / "current.pth"))
     get_encoder, trained = subject.encoder(opt)
     opt, taken = subject.complete(opt, trained)
     found = parallel.on_main(lambda: resume.find(opt)) if opt.eval == "linear" else None
@@ -144,7 +146,7 @@ class Evaluation:
         self.run.record("epoch", step=step, **results)
         self.run.log(
             f"epoch {epoch}/{self.opt.epochs}  train top-1 {results['train_acc']:.2f} %  test top-1 "
-            f"{results['test_acc']:.2f} %  top-5 {results['test_acc5']:.2f} %  loss {results['test_loss']:.4f}"
+            f"{results['test_acc']:.2f} %  top-5 {results['test_acc5']:.2f} %  test loss {results['test_loss']:.4f}"
         )
         names = ["current.pth"]
         if self.opt.save_freq and epoch % self.opt.save_freq == 0:

@@ -36,7 +36,8 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
         training.restore(state)
     run = training.run
     run.write_json("options.json", base.to_json(opt, origins | rules))
-    run.write_json("environment.json", environment())
+    if not (run.folder / "environment.json").exists():  # a resumed run keeps that of its beginning
+        run.write_json("environment.json", environment())
     for line in [*notes, *training.describe(origins | rules)]:
         run.log(line)
     with Interrupt(every=opt.print_freq) as interrupt:

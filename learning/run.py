@@ -95,7 +95,7 @@ def fresh_folder(root: Path, name: str | None, stem: str) -> Path:
         folder = root / name
         if (folder / "current.pth").exists():
             raise ValueError(
-                f"{folder} already holds a trained run; go on with --resume auto or choose another --name."
+                f"{folder} already holds a trained run; go on with it by --resume {folder} or choose another --name."
             )
         return folder
     root.mkdir(parents=True, exist_ok=True)

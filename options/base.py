@@ -215,7 +215,8 @@ def _row(field: dataclasses.Field, members: tuple, options) -> str:
     kinds = "|".join(_words(member)[0] for member in members)
     left = "  " + ", ".join([f"{name} {kinds}".rstrip(), *field.metadata["aliases"]])
     shown = "" if value in (None, "") or value is False else f" [{_shown(value)}]"
-    right = textwrap.wrap(field.metadata["help"] + shown, _WIDTH - _COLUMN)
+    says = f"turn off: {field.metadata['help']}" if value is True else field.metadata["help"] + shown
+    right = textwrap.wrap(says, _WIDTH - _COLUMN)
     first = [left] if len(left) > _COLUMN - 2 else [left.ljust(_COLUMN) + right.pop(0)]
     return "\n".join(first + [" " * _COLUMN + line for line in right])
 

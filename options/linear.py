@@ -19,9 +19,7 @@ class LinearOptions(shared.Shared):
     crop: float = option(0.2, "smallest share of the picture a crop covers", group="data", must=SHARE)
     aug_linear: Literal["NULL", "RA"] = option("NULL", "RA: add RandAugment to crop and flip", group="data")
 
-    ckpt: str | None = option(
-        None, "checkpoint of main_contrast.py; without one, an untrained encoder", group="evaluation"
-    )
+    ckpt: str | None = option(None, "run folder or checkpoint; without one, an untrained encoder", group="evaluation")
     eval: Literal["linear", "knn"] = option("linear", "what to measure", group="evaluation")
     n_class: int | None = option(
         None, "classes; by default as many as the data have", group="evaluation", must=POSITIVE

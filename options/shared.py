@@ -27,7 +27,7 @@ class Shared:
     name: str | None = option(None, "name of the run folder; made from the settings by default", group="run")
     print_freq: int = option(10, "steps between log lines", group="run", must=POSITIVE)
     save_freq: int = option(20, "epochs between kept checkpoints; 0 keeps none", group="run", must=NOT_NEGATIVE)
-    resume: str = option("", "checkpoint to go on from; auto: the run folder's own, if any", group="run")
+    resume: str = option("", "run or checkpoint to go on from; auto: the newest with equal options", group="run")
     seed: int | None = option(None, "random seed; drawn and printed by default", group="run", must=SEED)
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute", group="processes")

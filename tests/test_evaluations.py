@@ -312,7 +312,8 @@ PROBE = (
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_linear_probe_of_a_checkpoint(trained, tmp_path, cached):
-    results = main_linear(tmp_path, "--ckpt", trained, *PROBE, *(["--cache_features"] if cached else []))
+    ckpt = trained.parent if cached else trained  # the run folder stands for its newest checkpoint
+    results = main_linear(tmp_path, "--ckpt", ckpt, *PROBE, *(["--cache_features"] if cached else []))
     folder = tmp_path / "save" / "trained_linear-1"
     assert results["dataset"] == "npz" and results["input_res"] == 16
     assert results["encoder_sha256"] == subject.fingerprint(encoder())

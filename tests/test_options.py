@@ -384,7 +384,7 @@ def test_help_shows_the_defaults_of_the_preset(capsys):
     text = shown(capsys, pretrain, "-h --method MoCo --data_folder x --lr 7")
     assert [default(text, flag) for flag in ("temperature", "head", "arch")] == ["0.07", "linear", "resnet50"]
     assert default(text, "learning_rate") == "7.0"
-    assert default(text, "no_pre_scores") == "on"
+    assert "turn off: record the scores before FT too" in text
 
 
 @pytest.mark.parametrize("parse", [pretrain, probe])

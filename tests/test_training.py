@@ -186,7 +186,7 @@ def test_auto_resume_starts_anew_where_nothing_fits(tmp_path, capsys):
 
 def test_a_trained_run_is_never_overwritten(tmp_path):
     train(tmp_path, "--epochs 1")
-    with pytest.raises(ValueError, match="already holds a trained run; go on with --resume auto"):
+    with pytest.raises(ValueError, match="already holds a trained run; go on with it by --resume"):
         train(tmp_path, "--epochs 1")
 
 

@@ -282,3 +282,10 @@ def test_notebook_of_a_fresh_clone_says_how_to_get_runs(tmp_path, monkeypatch, c
     (tmp_path / "visualization").symlink_to(ROOT / "visualization")
     assert run_notebook(tmp_path / "notebooks", monkeypatch)["runs"] == []
     assert "scripts/demo.sh" in capsys.readouterr().out
+
+
+def test_a_run_without_transformation_is_not_called_unrecorded(tmp_path):
+    run = write_run(tmp_path / "plain", ft=False, before=False)
+    figure = figures.overview(runs.read_runs([run]))
+    said = [text.get_text() for axes in figure.axes[:4] for text in axes.texts]
+    assert "not recorded" not in said and all(axes.lines for axes in figure.axes[:4])

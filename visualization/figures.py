@@ -98,7 +98,8 @@ def overview(runs: Sequence[Run], *, smooth: int | None = None) -> Figure:
     panels, lines = figure.subplots(2, 3, sharex=True).flatten(), _colored(runs)
     earlier = [(run, color if len(lines) > 1 else PALETTE[1]) for run, color in lines if run.shows_before]
     for axes, statistic in zip(panels, ("positive_mean", "negative_mean", "negative_variance", "gap")):
-        _panel(axes, earlier, statistic, before=True, smooth=smooth, **DASHED)
+        if earlier:
+            _panel(axes, earlier, statistic, before=True, smooth=smooth, **DASHED)
         _panel(axes, lines, statistic, smooth=smooth)
     _logged(panels[4], lines, "step", "loss", "Training loss")
     if any(len(run.logged("knn", "backbone_top1")[0]) for run in runs):

@@ -121,7 +121,7 @@ def _read_run(folder: Path, label: str) -> Run:
     contents = [_read_scores(path, "step") for path in files.values()]
     steps = np.concatenate([step for step, _ in contents]) if contents else np.empty(0)
     if not len(steps):
-        raise ValueError(f"{folder} has no saved scores: train it again with --save_score")
+        raise ValueError(f"{folder} has no saved scores: training with --save_score writes them after every epoch")
     columns = frozenset.intersection(*(names for _, names in contents))
     options = _read_json(folder / "options.json").get("values", {})
     accuracy = _accuracy(_results(folder))
