@@ -84,7 +84,7 @@ class Pretraining:
             self._train_epoch(model, epoch, stop)
             if self.step < (epoch + 1) * self.steps_per_epoch:
                 self.progress.check_finite(self.step)
-                self.save()
+                self.save("current.pth")
                 break
             self._finish_epoch(epoch + 1)
         self.progress.bar.close()
@@ -108,15 +108,14 @@ class Pretraining:
         if self.progress.scores is not None:
             scalars = {"epoch": epoch, "queue_size": self.opt.queue_size, "temperature": self.opt.temperature}
             self.progress.scores.write(self.run.folder / "scores" / f"scores_{epoch:04}.npz", **scalars)
-        self.save()
-        if self.opt.save_freq and epoch % self.opt.save_freq == 0:
-            self.save(f"ckpt_epoch_{epoch}.pth")
+        keep = self.opt.save_freq and epoch % self.opt.save_freq == 0
+        self.save("current.pth", *([f"ckpt_epoch_{epoch}.pth"] if keep else []))
         if self.opt.knn_freq and epoch % self.opt.knn_freq == 0:
             self._evaluate(epoch)
-            self.save()  # again: the checkpoint knows how long the log is
+            self.save("current.pth")  # again: the checkpoint knows how long the log is
 
-    def save(self, name: str = "current.pth") -> None:
-        """Write a checkpoint of this moment, in the middle of an epoch too."""
+    def save(self, *names: str) -> None:
+        """Write a checkpoint of this moment, in the middle of an epoch too, under each of the names."""
         parallel.average_running_statistics(self.method)
         position = {
             "epoch": self.step // self.steps_per_epoch,
@@ -133,7 +132,7 @@ class Pretraining:
             "position": position,
             "options": dataclasses.asdict(self.opt) | {"mean": self.data.mean, "std": self.data.std},
         }
-        if parallel.is_main():
+        for name in names if parallel.is_main() else ():
             checkpoint.save(self.run.folder / name, state)
 
     def restore(self, state: dict[str, Any]) -> None:

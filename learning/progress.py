@@ -102,12 +102,11 @@ class Progress:
             self._log_line(step + 1, lr)
         self.idle_since = time.perf_counter()
 
-    def finish_epoch(self, step: int, epoch: int) -> dict[str, float]:
-        """Record the epoch's averages and return them."""
+    def finish_epoch(self, step: int, epoch: int) -> None:
+        """Record the epoch's averages."""
         values = scores.derived(self.epoch.read())
         _check_finite(values, step)
         self.run.record("epoch", epoch=epoch, step=step, **values)
-        return values
 
     def check_finite(self, step: int) -> None:
         """FloatingPointError if the loss of a step of the open epoch was not finite: do not save it."""
