@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datasets.decode import read_image
 from datasets.keyed import generator, sample_keys
 from datasets.recipes import Views
 from datasets.sources import Source
@@ -151,6 +151,7 @@ class _Files:
 
     def __init__(self, source, recipe: Views, sampler: KeyedSampler | _InOrder, num_workers: int, device: torch.device):
         self.recipe, self.device = recipe, device
+        read_image(source.images[0])  # files that are no images are found out before anything starts
         self.loader = DataLoader(
             _Crops(source, recipe),
             batch_sampler=sampler,
@@ -182,18 +183,10 @@ class _Crops(Dataset):
         item = {"index": index, "key_draw": key}
         if self.source.labels is not None:
             item["label"] = self.source.labels[index]
-        return item | self.recipe.crop(_read(self.source.images[index]), key)
+        return item | self.recipe.crop(read_image(self.source.images[index]), key)
 
 
 def _feed(source: Source, recipe: Views, sampler: KeyedSampler | _InOrder, num_workers: int, device: torch.device):
     if source.in_memory:
         return _Memory(source, recipe, sampler, device)
     return _Files(source, recipe, sampler, num_workers, device)
-
-
-def _read(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}); repair or remove it.") from error

@@ -178,7 +178,18 @@ def mocov2(input_res: int, crop_scale: tuple[float, float], mean: Triple, std: T
     return Recipe("mocov2", input_res, PAIR, crop_scale, mean, std, **colour, blur_p=0.5 if input_res > SMALL else 0.0)
 
 
-RECIPES = {"mocov1": mocov1, "mocov2": mocov2}
+def simclr(input_res: int, crop_scale: tuple[float, float], mean: Triple, std: Triple) -> Recipe:
+    """SimCLR (Chen et al., ICML 2020, appendix A): strong jitter, grey, blur; for small images (appendix B.9) half
+    the strength and no blur.
+    """
+    small = input_res <= SMALL
+    strength = 0.5 if small else 1.0
+    jitter = (0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength)
+    colour = {"jitter": jitter, "jitter_p": 0.8, "gray_p": 0.2, "blur_p": 0.0 if small else 0.5}
+    return Recipe("simclr", input_res, PAIR, crop_scale, mean, std, **colour)
+
+
+RECIPES = {"mocov1": mocov1, "mocov2": mocov2, "simclr": simclr}
 
 
 def probe(

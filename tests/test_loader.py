@@ -17,7 +17,7 @@ from datasets.sources import CIFAR, Source, open_source
 def memory():
     g = torch.Generator().manual_seed(0)
     images = (torch.rand(50, 3, 32, 32, generator=g) * 255).byte()
-    return Source("random", images, torch.randint(0, 4, (50,), generator=g), tuple("abcd"), *CIFAR)
+    return Source(images, torch.randint(0, 4, (50,), generator=g), tuple("abcd"), *CIFAR)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def files(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         pixels = F.resize(torch.rand(1, 3, 5, 5, generator=g), [70 + i, 90])[0]
         F.to_pil_image(pixels).convert("L" if i == 3 else "RGB").save(folder / f"{i:02}.jpg")
-    return open_source("folder", "train", folder=str(tmp_path))
+    return open_source("imagenet", "train", folder=str(tmp_path))
 
 
 def mocov2(source, res=32):
@@ -62,7 +62,7 @@ def test_batches_have_the_promised_contents(memory):
 
 
 def test_a_source_without_labels_yields_none(memory):
-    memory = Source("x", memory.images, None, (), *CIFAR)
+    memory = Source(memory.images, None, (), *CIFAR)
     assert "label" not in next(iter(TrainLoader(memory, mocov2(memory), batch_size=8)))
     assert "label" not in next(iter(EvalLoader(memory, evaluation(32, *CIFAR), batch_size=8)))
 
@@ -178,6 +178,18 @@ def test_recipes_draw_as_published(memory):
     assert not torch.equal(old["crop"], v1.parameters(keys, "query")["crop"])
 
 
+def test_simclr_draws_strong_colours_and_half_of_them_for_small_images():
+    keys = torch.arange(4000)
+    large, small = (RECIPES["simclr"](res, (0.08, 1.0), *CIFAR).parameters(keys, "key") for res in (224, 32))
+    for drawn, strength in ((large, 1.0), (small, 0.5)):
+        assert close(drawn["order"][:, 0] >= 0, 0.8) and close(drawn["gray"], 0.2)
+        for name in ("brightness", "contrast", "saturation"):
+            assert drawn[name].min() == pytest.approx(1 - 0.8 * strength, abs=0.01)
+            assert drawn[name].max() == pytest.approx(1 + 0.8 * strength, abs=0.01)
+        assert drawn["hue"].abs().max() == pytest.approx(0.2 * strength, abs=0.01)
+    assert close(large["sigma"] > 0, 0.5) and not small["sigma"].any()
+
+
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_eval_loader_shows_every_image_once_in_order(memory, files, world_size):
     for source, res, workers in [(memory, 32, 0), (files, 80, 1)]:
@@ -194,7 +206,7 @@ def test_eval_loader_shows_every_image_once_in_order(memory, files, world_size):
 
 
 def test_eval_loader_with_fewer_images_than_processes(memory):
-    few = Source("few", memory.images[:2], memory.labels[:2], memory.classes, *CIFAR)
+    few = Source(memory.images[:2], memory.labels[:2], memory.classes, *CIFAR)
     recipe = evaluation(32, *CIFAR)
     shards = [list(EvalLoader(few, recipe, batch_size=4, rank=r, world_size=3)) for r in range(3)]
     assert [sum(len(batch["index"]) for batch in shard) for shard in shards] == [0, 1, 1]
