@@ -97,7 +97,8 @@ class NegativeTransform:
     """n'_j = lam n_j + (1 - lam) n_pi(j), pi a fresh permutation, lam ~ Beta(a, a).
 
     The mixed negatives replace the originals, or join them with `append` (the paper's "2K" ablation). Memories
-    keep what they hold: only the task is rewritten.
+    keep what they hold: only the task is rewritten. A mixture counts as a negative of a query only if both its parts
+    do, so in a batch that serves as its own negatives no mixture contains the query's own image.
     """
 
     coefficient: Coefficient
@@ -112,4 +113,5 @@ class NegativeTransform:
         features = block.features
         other = torch.randperm(len(features), generator=draws.shared(f"{salt}/permutation"), device=features.device)
         mixed = torch.lerp(features[other], features, self.coefficient.shared(features, draws, f"{salt}/negative"))
-        return Negatives(F.normalize(mixed, dim=1) if self.normalize else mixed)
+        valid = None if block.valid is None else block.valid & block.valid[:, other]
+        return Negatives(F.normalize(mixed, dim=1) if self.normalize else mixed, valid)

@@ -17,17 +17,30 @@ COLUMNS = (
 )
 
 
+def _moments(negative: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Mean and variance of each row, and the logarithm of how many scores it has."""
+    if valid is None:
+        variance, mean = torch.var_mean(negative, dim=1)
+        return mean, variance, math.log(negative.shape[1])
+    count = valid.sum(1)
+    mean = negative.where(valid, 0).sum(1) / count
+    variance = (negative - mean[:, None]).where(valid, 0).square().sum(1) / (count - 1)
+    return mean, variance, count.log()
+
+
 @torch.no_grad()
-def statistics(positive: Tensor, negative: Tensor, log_sum_exp: Tensor, temperature: float) -> Tensor:
+def statistics(
+    positive: Tensor, negative: Tensor, log_sum_exp: Tensor, temperature: float, valid: Tensor | None = None
+) -> Tensor:
     """One row of `COLUMNS` per query, (N, 6) float32.
 
-    positive: (N,) scores; negative: (N, K) scores; log_sum_exp: (N,) of negative / temperature. The variance is
-    unbiased. exp(negative_logmeanexp) and exp(positive_logit) are the mean exp(neg / T) and exp(pos / T) of
-    the published score files, in a form that cannot overflow.
+    positive: (N,) scores; negative: (N, K) scores; log_sum_exp: (N,) of negative / temperature; valid: (N, K), False
+    where `negative` is -inf and does not count, None if all do. The variance is unbiased. exp(negative_logmeanexp) and
+    exp(positive_logit) are the mean exp(neg / T) and exp(pos / T) of the published score files, in a form that cannot
+    overflow.
     """
-    variance, mean = torch.var_mean(negative, dim=1)
-    logmeanexp = log_sum_exp - math.log(negative.shape[1])
-    columns = [positive, mean, variance, negative.amax(1), logmeanexp, positive / temperature]
+    mean, variance, log_count = _moments(negative, valid)
+    columns = [positive, mean, variance, negative.amax(1), log_sum_exp - log_count, positive / temperature]
     return torch.stack([column.detach().float() for column in columns], 1)
 
 

@@ -8,13 +8,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Negatives:
-    """Features (K, D) that every query is pushed away from."""
+    """Features (K, D) that every query is pushed away from, except where `valid` (N, K) is False."""
 
     features: Tensor
+    valid: Tensor | None = None
 
     def scores(self, query: Tensor) -> Tensor:
-        """Inner products (N, K) of `query` (N, D) with each negative."""
-        return query @ self.features.T
+        """Inner products (N, K) of `query` (N, D) with each negative; -inf where it is none."""
+        scores = query @ self.features.T
+        return scores if self.valid is None else scores.masked_fill(~self.valid, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -31,3 +33,9 @@ class Task:
         """Positive scores (N,) and negative scores (N, K), both before the temperature."""
         blocks = [block.scores(self.query) for block in self.negatives]
         return (self.query * self.positive).sum(1), blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
+
+    @property
+    def valid(self) -> Tensor | None:
+        """Which of the negative scores count, (N, K); None if all do. Either every block has a mask or none."""
+        masks = [block.valid for block in self.negatives]
+        return None if masks[0] is None else torch.cat(masks, 1)

@@ -80,4 +80,4 @@ class Contrast:
     def _measure(self, task: Task) -> tuple[Tensor, Tensor]:
         positive, negative = task.scores()
         losses, lse = info_nce(positive, negative, self.temperature)
-        return losses, scores.statistics(positive, negative, lse, self.temperature)
+        return losses, scores.statistics(positive, negative, lse, self.temperature, task.valid)
