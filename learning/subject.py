@@ -11,6 +11,7 @@ import torch
 from datasets.sources import Source
 from learning import build
 from models.encoder import Encoder
+from models.layouts import same_trunk
 from options import base
 from options.contrast import ContrastOptions
 from options.linear import FROM_CHECKPOINT, LinearOptions, contradictions
@@ -20,27 +21,53 @@ Values = dict[str, Any]  # of the options an encoder was trained with
 NETWORK = ("method", "arch", "width", "head", "feat_dim")  # what may be chosen for an encoder without checkpoint
 
 
-def encoder(opt: LinearOptions) -> tuple[Callable[[int], Encoder], Values]:
-    """A function from the seed to the encoder, and the option values of its training.
+def encoder(opt: LinearOptions) -> tuple[Callable[[int], Encoder], Values, list[str]]:
+    """A function from the seed to the encoder, the option values of its training, and remarks on its file.
 
     Without --ckpt it is the untrained encoder with which main_contrast.py would start under that seed. ValueError when
-    what was typed about the encoder contradicts its checkpoint.
+    what was typed about the encoder contradicts its checkpoint, and when nothing says which images to evaluate it on.
     """
     if opt.ckpt is None:
         values = _untrained(opt)
-        return partial(_initialised, values), values
-    trained, values = build.load_encoder(opt.ckpt, opt.use_ema)
-    wrong = contradictions(opt, values)
+        return partial(_initialised, values), values, []
+    trained, values, remarks = build.load_encoder(opt.ckpt, opt.use_ema)
+    if "method" in values:
+        wrong = contradictions(opt, values)
+    else:
+        wrong = _other_architecture(opt, values)
+        values = values | _images_meant(opt)
     if wrong:
         raise ValueError(f"{wrong[0]}.")
-    return lambda seed: trained, values
+    return lambda seed: trained, values, remarks
+
+
+def _other_architecture(opt: LinearOptions, values: Values) -> list[str]:
+    """All that another library's file can contradict."""
+    arch, width = values["arch"], values["width"]
+    asked = (opt.arch or arch), (opt.width or (1.0 if opt.arch else width))
+    if same_trunk(*asked, arch, width):
+        return []
+    typed = " ".join(f"--{name} {getattr(opt, name)}" for name in ("arch", "width") if getattr(opt, name))
+    return [f"{opt.ckpt} holds a {arch} of width {width:g}, which {typed} contradicts: leave the flag out"]
+
+
+def _images_meant(opt: LinearOptions) -> Values:
+    """Other libraries' files do not tell what they were trained on."""
+    if opt.dataset is None and opt.data_folder is None:
+        raise ValueError(f"{opt.ckpt} does not say which images it is for: add --data_folder, or --dataset shapes.")
+    dataset = opt.dataset or _of_folder(opt)
+    return {"dataset": dataset, "input_res": DATASETS[dataset].get("input_res", ContrastOptions.input_res)}
+
+
+def _of_folder(opt: LinearOptions) -> str:
+    return "npz" if opt.data_folder.lower().endswith(".npz") else "folder"
 
 
 def _untrained(opt: LinearOptions) -> Values:
     beside = [name for name in (*FROM_CHECKPOINT, "use_ema") if name not in NETWORK and getattr(opt, name)]
     if beside:
         raise ValueError(f"--{beside[0]} is about a trained encoder; leave it out or name its checkpoint with --ckpt.")
-    dataset = opt.dataset or ("shapes" if opt.data_folder is None else "folder")
+    dataset = opt.dataset or ("shapes" if opt.data_folder is None else _of_folder(opt))
     typed = {name: getattr(opt, name) for name in (*NETWORK, "input_res") if getattr(opt, name) is not None}
     layers = DATASETS[dataset], METHODS[opt.method or ContrastOptions.method], typed, {"dataset": dataset, "seed": 0}
     options, _ = base.merge(ContrastOptions, [("untrained", layer) for layer in layers])
@@ -63,24 +90,25 @@ def fingerprint(encoder: Encoder) -> str:
 
 def complete(opt: LinearOptions, trained: Values) -> tuple[LinearOptions, dict[str, str]]:
     """Fill in the data options that were not typed from those of the training, and tell where they came from."""
-    moved = "folder" if opt.data_folder is not None and trained["dataset"] == "shapes" else trained["dataset"]
-    dataset = opt.dataset or moved
+    moved = opt.data_folder is not None and trained["dataset"] == "shapes"
+    dataset = opt.dataset or (_of_folder(opt) if moved else trained["dataset"])
     names = ["input_res", *(("data_folder", "imagenet100path") if dataset == trained["dataset"] else ())]
     taken = {"dataset": dataset} if opt.dataset is None else {}
-    taken |= {name: trained[name] for name in names if getattr(opt, name) is None and trained[name] is not None}
-    return dataclasses.replace(opt, **taken), dict.fromkeys(taken, "checkpoint" if opt.ckpt else "untrained encoder")
+    taken |= {name: trained[name] for name in names if getattr(opt, name) is None and trained.get(name) is not None}
+    where = "untrained encoder" if opt.ckpt is None else "checkpoint" if "method" in trained else f"dataset {dataset}"
+    return dataclasses.replace(opt, **taken), dict.fromkeys(taken, where)
 
 
 def images(opt: LinearOptions, trained: Values) -> tuple[Source, Source]:
     """Labelled training and test images, normalised as the encoder is used to."""
-    train, test = (_as_in_training(source, trained) for source in build.labelled_sources(opt))
+    train, test = (_as_in_training(source, opt, trained) for source in build.labelled_sources(opt))
     return train, test
 
 
-def _as_in_training(source: Source, trained: Values) -> Source:
-    """`source` normalised as the encoder's training images were; an untrained encoder is used to nothing else."""
-    known = {name: tuple(trained[name]) for name in ("mean", "std") if name in trained}
-    return dataclasses.replace(source, **known)
+def _as_in_training(source: Source, opt: LinearOptions, trained: Values) -> Source:
+    """`source` normalised as was typed, else as the training images were; an untrained encoder is used to nothing."""
+    wanted = {name: getattr(opt, name) or trained.get(name) for name in ("mean", "std")}
+    return dataclasses.replace(source, **{name: tuple(values) for name, values in wanted.items() if values})
 
 
 def n_class(opt: LinearOptions, source: Source) -> int:

@@ -8,7 +8,10 @@ from models.resnet import resnet
 
 
 class Encoder(nn.Module):
-    """`channels` says how the input's channels are shared out among the modalities; each has its own trunk and head."""
+    """`channels` says how the input's channels are shared out among the modalities; each has its own trunk and head.
+
+    With `head` none there are trunks only, and no embeddings come out.
+    """
 
     def __init__(
         self, *, arch: str, width: float, stem: str, head: str, feat_dim: int, channels: tuple[int, ...] = (3,)
@@ -17,7 +20,8 @@ class Encoder(nn.Module):
         self.channels = channels
         small = stem == "small"
         self.backbones = nn.ModuleList(resnet(arch, width=width, in_channels=c, small_stem=small) for c in channels)
-        self.heads = nn.ModuleList(build_head(head, b.feature_dim, feat_dim) for b in self.backbones)
+        headed = () if head == "none" else self.backbones
+        self.heads = nn.ModuleList(build_head(head, b.feature_dim, feat_dim) for b in headed)
         self.feature_dim = sum(b.feature_dim for b in self.backbones)
 
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 # name: (block, blocks per stage, groups, channels per group at 64 planes)
-_ARCHITECTURES = {
+ARCHITECTURES = {
     "resnet18": ("basic", (2, 2, 2, 2), 1, 64),
     "resnet34": ("basic", (3, 4, 6, 3), 1, 64),
     "resnet50": ("bottleneck", (3, 4, 6, 3), 1, 64),
@@ -39,19 +39,20 @@ def resnet(arch: str, *, width: float = 1.0, in_channels: int = 3, small_stem: b
     for pictures of about 32 pixels, is a 3x3 convolution of stride 1 without max-pooling instead of 7x7/2 and a pool.
     ValueError when `arch` is not known.
     """
-    name, factor = _split_factor(arch)
-    block, depths, groups, group_width = _ARCHITECTURES[name]
+    name, factor = split_factor(arch)
+    block, depths, groups, group_width = ARCHITECTURES[name]
     block_type = BasicBlock if block == "basic" else Bottleneck
     return ResNet(block_type, depths, groups, group_width, width * factor, in_channels, small_stem)
 
 
-def _split_factor(arch: str) -> tuple[str, int]:
+def split_factor(arch: str) -> tuple[str, int]:
+    """ "resnext50x2" -> ("resnext50_32x4d", 2): the name in `ARCHITECTURES`, and the width its end asks for."""
     for suffix, factor in (("", 1), ("x2", 2), ("x4", 4)):
         name = arch.removesuffix(suffix)
         name = _PUBLISHED_NAMES.get(name, name)
-        if arch.endswith(suffix) and name in _ARCHITECTURES:
+        if arch.endswith(suffix) and name in ARCHITECTURES:
             return name, factor
-    known = ", ".join((*_ARCHITECTURES, *_PUBLISHED_NAMES))
+    known = ", ".join((*ARCHITECTURES, *_PUBLISHED_NAMES))
     raise ValueError(f"unknown architecture {arch!r}; choose one of {known}, with x2 or x4 appended for a wider one.")
 
 

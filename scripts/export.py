@@ -1,0 +1,178 @@
+"""Write the encoder in a checkpoint, this program's or another's, as other programs read it.
+
+examples:
+  python scripts/export.py save/NAME --to torchvision                   # save/NAME/current_torchvision.pth
+  python scripts/export.py save/NAME --to timm --ema -o backbone.pth    # of the momentum encoder
+  python scripts/export.py save/NAME --to onnx --head                   # pictures -> embeddings
+  python scripts/export.py moco_v2_200ep_pretrain.pth.tar --to detectron2
+"""
+
+import argparse
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+from learning import build  # noqa: E402
+from models.encoder import Encoder  # noqa: E402
+from models.heads import UnitLength  # noqa: E402
+from models.layouts import detectron2_names  # noqa: E402
+from models.resnet import ARCHITECTURES, split_factor  # noqa: E402
+
+About = dict[str, Any]  # arch, width, stem, mean, std, input_res and the source file
+_STEM = "net.conv1, net.maxpool = torch.nn.Conv2d(3, {}, 3, padding=1, bias=False), torch.nn.Identity()"
+
+
+# Each writes `encoder` to `path` and returns the lines of Python that use the file. Without --head there are no heads.
+
+
+def to_torchvision(encoder: Encoder, about: About, path: Path) -> str:
+    import torchvision
+
+    _check("torchvision", about, about["width"] == 1 and hasattr(torchvision.models, about["arch"]))
+    torch.save(_weights(encoder), path)
+    layers = [f"torch.nn.{layer}" for head in encoder.heads for layer in head if not isinstance(layer, UnitLength)]
+    make = [f"import torch, torchvision\nnet = torchvision.models.{about['arch']}()"]
+    return "\n".join([*make, *_stem(encoder, about), f"net.fc = torch.nn.Sequential({', '.join(layers)})", _load(path)])
+
+
+def to_timm(encoder: Encoder, about: About, path: Path) -> str:
+    import timm
+
+    _check("timm", about, about["width"] <= 1 and timm.is_model(about["arch"]))
+    _check_headless("timm", encoder)
+    torch.save(_weights(encoder), path)
+    channels = tuple(int(64 * about["width"]) * 2**stage for stage in range(4))
+    narrow = f", channels={channels}" if about["width"] < 1 else ""
+    make = [f'import timm, torch\nnet = timm.create_model("{about["arch"]}", num_classes=0{narrow})']
+    return "\n".join([*make, *_stem(encoder, about), _load(path)])
+
+
+def to_safetensors(encoder: Encoder, about: About, path: Path) -> str:
+    import safetensors.torch
+
+    text = {name: ",".join(map(str, x)) if isinstance(x, tuple) else str(x) for name, x in about.items()}
+    safetensors.torch.save_file(_weights(encoder), path, {"format": "pt", **text})
+    return f'import safetensors.torch\nweights = safetensors.torch.load_file("{path}")'
+
+
+def to_detectron2(encoder: Encoder, about: About, path: Path) -> str:
+    _check("detectron2", about, about["stem"] == "imagenet")
+    _check_headless("detectron2", encoder)
+    arrays = {name: x.numpy() for name, x in detectron2_names(_weights(encoder)).items()}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "contrast-ft", "matching_heuristics": True}))
+    _, _, groups, group_width = ARCHITECTURES[about["arch"]]
+    trunk = encoder.backbones[0]
+    settings = {
+        "MODEL.WEIGHTS": str(path),
+        "MODEL.RESNETS.DEPTH": int("".join(filter(str.isdigit, about["arch"].split("_")[0]))),
+        "MODEL.RESNETS.NUM_GROUPS": groups,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": int(int(64 * about["width"]) * group_width / 64),
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": trunk.conv1.out_channels,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": trunk.feature_dim // 8,
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.PIXEL_MEAN": [round(255 * x, 3) for x in about["mean"]],
+        "MODEL.PIXEL_STD": [round(255 * x, 3) for x in about["std"]],
+        "INPUT.FORMAT": "RGB",
+    }
+    return "\n".join(f"cfg.{name} = {value!r}" for name, value in settings.items())
+
+
+def to_onnx(encoder: Encoder, about: About, path: Path) -> str:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (what torch.onnx writes with)
+    except ImportError as error:
+        raise ValueError(f"--to onnx needs {error.name}: pip install onnx onnxscript onnxruntime.") from error
+    net = nn.Sequential(*encoder.backbones, *encoder.heads).eval()
+    images = torch.randn(3, 3, about["input_res"], about["input_res"])
+    names = {"input_names": ["images"], "output_names": ["features"], "dynamic_shapes": ({0: "batch"},)}
+    torch.onnx.export(net, (images[:2],), path, **names, external_data=False, verbose=False)
+    session = onnxruntime.InferenceSession(path)
+    wanted, found = net(images).detach(), torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    if (found - wanted).abs().max() > 1e-4 * wanted.abs().max():
+        raise ValueError(f"onnxruntime disagrees with PyTorch about {path}; update onnx, onnxscript and onnxruntime.")
+    return f'import onnxruntime\nnet = onnxruntime.InferenceSession("{path}")\nnet.run(None, {{"images": images}})[0]'
+
+
+def _weights(encoder: Encoder) -> dict[str, torch.Tensor]:
+    """Under torchvision's names; the head is the classifier, as in MoCo's files."""
+    heads = {f"fc.{name}": x for head in encoder.heads for name, x in head.state_dict().items()}
+    return {name: x.contiguous() for name, x in encoder.backbones[0].state_dict().items()} | heads
+
+
+def _stem(encoder: Encoder, about: About) -> list[str]:
+    return [_STEM.format(encoder.backbones[0].conv1.out_channels)] if about["stem"] == "small" else []
+
+
+def _load(path: Path) -> str:
+    return f'net.load_state_dict(torch.load("{path}"))'
+
+
+def _check(library: str, about: About, can_build: bool) -> None:
+    if not can_build:
+        kind = f"{about['arch']} of width {about['width']:g} with {about['stem']} stem"
+        raise ValueError(f"{library} builds no {kind}; export --to safetensors or onnx instead.")
+
+
+def _check_headless(library: str, encoder: Encoder) -> None:
+    if encoder.heads:
+        raise ValueError(f"{library} has no place for a projection head; leave --head out.")
+
+
+FORMATS = {"torchvision": (to_torchvision, ".pth"), "timm": (to_timm, ".pth"), "onnx": (to_onnx, ".onnx")}
+FORMATS |= {"safetensors": (to_safetensors, ".safetensors"), "detectron2": (to_detectron2, ".pkl")}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="RUN_OR_CHECKPOINT", help="run folder or file; see docs/weights.md")
+    add("--to", required=True, choices=FORMATS, help="who is to read it")
+    add("-o", "--output", type=Path, metavar="FILE", help="by default beside the checkpoint, named after it")
+    add("--ema", action="store_true", help="the momentum encoder")
+    add("--head", action="store_true", help="with the projection head")
+    return parser.parse_args(argv)
+
+
+def load(file: Path, *, ema: bool, head: bool) -> tuple[Encoder, About, list[str]]:
+    """The encoder, without heads unless asked for; what a user of it must know; what was recognised in the file."""
+    encoder, values, remarks = build.load_encoder(str(file), ema)
+    if head and not encoder.heads:
+        raise ValueError(f"{file} holds no projection head that can be read; leave --head out.")
+    if not head:
+        encoder.heads = nn.ModuleList()
+    arch, factor = split_factor(values["arch"])
+    about = {
+        "arch": arch,
+        "width": values["width"] * factor,
+        "input_res": 224,
+        "source": f"{file.parent.name}/{file.name}",
+    }
+    known = {name: values[name] for name in ("stem", "input_res") if name in values}
+    return encoder, about | known | {name: tuple(values[name]) for name in ("mean", "std")}, remarks
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(argv)
+    file = options.checkpoint / "current.pth" if options.checkpoint.is_dir() else options.checkpoint
+    write, ending = FORMATS[options.to]
+    path = options.output or file.with_name(f"{file.name.split('.')[0]}_{options.to}{ending}")
+    try:
+        encoder, about, remarks = load(file, ema=options.ema, head=options.head)
+        code = write(encoder, about, path)
+    except (ValueError, OSError) as error:
+        sys.exit(f"export.py: {error}")
+    mean, std = (", ".join(f"{x:g}" for x in about[name]) for name in ("mean", "std"))
+    what = "embedding" if options.head else f"{encoder.feature_dim} features"
+    print(*remarks, f"Wrote {path}: {about['arch']} of width {about['width']:g}, {what}. Read it with:", code, sep="\n")
+    print(f"It expects RGB pictures between 0 and 1, minus mean {mean}, divided by std {std}.")
+
+
+if __name__ == "__main__":
+    main()
