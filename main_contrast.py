@@ -5,6 +5,7 @@ python main_contrast.py --data_folder my/images --nprocs 4     # four processes 
 torchrun --nproc_per_node 8 main_contrast.py --dataset imagenet --data_folder path/to/imagenet
 """
 
+import signal
 import sys
 from functools import partial
 
@@ -13,13 +14,11 @@ from options.contrast import parse
 
 def main() -> None:
     options, origins, notes = parse(sys.argv[1:])  # before torch is imported: --help and typing errors answer at once
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback for Ctrl-C while PyTorch is loaded
     from learning import parallel
     from learning.pretraining import pretrain
 
-    try:
-        parallel.launch(partial(pretrain, origins=origins, notes=notes), options)
-    except (ValueError, FloatingPointError, OSError) as error:
-        sys.exit(f"main_contrast.py: {error}")
+    parallel.main(partial(pretrain, origins=origins, notes=notes), options)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python main_linear.py --ckpt save/NAME/current.pth --cache_features     # the sa
 python main_linear.py --ckpt save/NAME/current.pth --eval knn           # nearest neighbours, nothing to train
 """
 
+import signal
 import sys
 from functools import partial
 
@@ -13,15 +14,11 @@ from options.linear import parse
 
 def main() -> None:
     options, origins, notes = parse(sys.argv[1:])  # before torch is imported: --help and typing errors answer at once
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback for Ctrl-C while PyTorch is loaded
     from learning import parallel
     from learning.evaluation import evaluate
 
-    try:
-        parallel.launch(partial(evaluate, origins=origins, notes=notes), options)
-    except (ValueError, FloatingPointError, OSError) as error:
-        sys.exit(f"main_linear.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("main_linear.py: stopped; the same command with --resume auto goes on after the last whole epoch.")
+    parallel.main(partial(evaluate, origins=origins, notes=notes), options)
 
 
 if __name__ == "__main__":

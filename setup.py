@@ -13,9 +13,20 @@ setup(
     python_requires=">=3.10",
     packages=[],
     py_modules=[],
-    install_requires=["torch", "torchvision", "numpy", "pillow", "tensorboard_logger", "matplotlib>=3.7", "tqdm"],
+    install_requires=[
+        "torch",
+        "torchvision",
+        "numpy",
+        "pillow>=10.1",
+        "tensorboard_logger",
+        "timm",
+        "safetensors",
+        "matplotlib>=3.7",
+        "tqdm",
+    ],
     extras_require={
-        "dev": ["pytest", "ruff", "tensorboard", "scipy"],
+        "dev": ["pytest", "ruff", "tensorboard", "scipy", "onnx", "onnxscript", "onnxruntime"],
+        "onnx": ["onnx", "onnxscript", "onnxruntime"],
         "notebooks": ["jupyter", "ipykernel", "nbclient"],
     },
 )

@@ -11,14 +11,16 @@ from torch import nn
 
 from datasets import recipes, sources
 from datasets.loader import EvalLoader, TrainLoader
-from learning import checkpoint, parallel
+from learning import parallel, weights
 from learning.evaluations import knn
 from learning.methods.base import Contrast, Method
 from learning.methods.moco import MoCo
+from learning.methods.simclr import SimCLR
 from learning.schedule import Schedule
 from memory.feature_transform import Coefficient, NegativeTransform, PositiveTransform
 from memory.stores import Queue
 from models.encoder import Encoder
+from models.layouts import Trunk, same_trunk
 from models.norm import split_batch_norm
 from options.contrast import ContrastOptions
 
@@ -74,6 +76,8 @@ def _queue_size(n_data: int) -> int:
 
 def _bn_splits(opt: ContrastOptions) -> tuple[int, str]:
     """Several processes protect the match by shuffling (MoCo, section 3.3); one process splits its batch instead."""
+    if opt.mem == "batch":
+        return 1, "positives and negatives come from the same batch"
     if parallel.world_size() > 1:
         return 1, "batches are shuffled over processes"
     fitting = [n for n in SPLIT_CHUNK if opt.batch_size % n == 0 and 2 * n <= opt.batch_size]
@@ -104,7 +108,12 @@ def run_name(opt: ContrastOptions) -> str:
 
 
 def source(opt, split: str) -> sources.Source:
-    return sources.open_source(opt.dataset, split, folder=opt.data_folder, imagenet100path=opt.imagenet100path)
+    """One split of the data, normalised as asked; with --download, fetched by the main process before others look."""
+    where = {"folder": opt.data_folder, "imagenet100path": opt.imagenet100path}
+    if opt.download:
+        parallel.on_main(lambda: sources.open_source(opt.dataset, split, **where, download=True) and None)
+    data = sources.open_source(opt.dataset, split, **where, fraction=opt.data_fraction)
+    return dataclasses.replace(data, mean=opt.mean or data.mean, std=opt.std or data.std)
 
 
 def workers(opt) -> int:
@@ -113,19 +122,17 @@ def workers(opt) -> int:
 
 
 def labelled_sources(opt, train: sources.Source | None = None) -> tuple[sources.Source, sources.Source]:
-    """Training and test images for an evaluation. ValueError unless both carry the same classes."""
-    train, test = train or source(opt, "train"), source(opt, "val")
-    if train.labels is None or test.labels is None:
+    """Training and test images for an evaluation, their classes numbered alike. `train` is used if it has labels.
+
+    ValueError where there are no labels.
+    """
+    if train is None or train.labels is None:
+        train = source(opt, "labelled")
+    if train.labels is None:
         raise ValueError(
-            f"--dataset {opt.dataset} has no labels here, and an evaluation needs them; choose another set."
+            f"{opt.data_folder} has no labels, and an evaluation needs them; sort the images into a folder per class."
         )
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))
-        raise ValueError(
-            f"training and test images differ in {len(odd)} classes (for example {', '.join(odd[:3])}); "
-            "give both the same class folders."
-        )
-    return train, test
+    return train, source(opt, "val")
 
 
 def train_loader(opt: ContrastOptions, data: sources.Source, device: torch.device) -> TrainLoader:
@@ -157,12 +164,14 @@ def transforms(opt: ContrastOptions) -> list:
     return chosen
 
 
-def method(opt: ContrastOptions, steps_per_epoch: int) -> Method:
-    """The method on the CPU, every weight a function of the seed."""
+def method(opt: ContrastOptions, steps_per_epoch: int, start: Trunk | None = None) -> Method:
+    """The method on the CPU, every weight a function of the seed, except for the backbone that --init gave."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(opt.seed)
         network = encoder(dataclasses.asdict(opt))
         queues = [Queue(opt.queue_size, opt.feat_dim) for _ in network.channels]
+    if start:
+        network.backbones[0].load_state_dict(start.weights)
     network = split_batch_norm(network, opt.bn_splits) if opt.bn_splits > 1 else network
     rewriting = transforms(opt)
     contrast = Contrast(
@@ -171,14 +180,26 @@ def method(opt: ContrastOptions, steps_per_epoch: int) -> Method:
         begin_step=opt.ft_begin_epoch * steps_per_epoch,
         before=opt.pre_scores and bool(rewriting),
     )
-    whole = MoCo(network, key_momentum=opt.key_momentum, queues=queues, contrast=contrast, seed=opt.seed)
+    whole: Method
+    if opt.mem == "batch":
+        whole = SimCLR(network, contrast=contrast, seed=opt.seed)
+    else:
+        whole = MoCo(network, key_momentum=opt.key_momentum, queues=queues, contrast=contrast, seed=opt.seed)
     return whole.to(memory_format=torch.channels_last)
 
 
 def optimizer(opt: ContrastOptions, model: Method) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        model.param_groups(), lr=opt.learning_rate, momentum=opt.momentum, weight_decay=opt.weight_decay
-    )
+    """SGD, or LARS (You et al., 2017) as SimCLR uses it: biases and norms neither decay nor adapt their rate."""
+    settings = {"lr": opt.learning_rate, "momentum": opt.momentum, "weight_decay": opt.weight_decay}
+    if opt.optimizer == "sgd":
+        return torch.optim.SGD(model.param_groups(), **settings)
+    from timm.optim import Lars  # slow to import, and seldom needed
+
+    groups = []
+    for group in model.param_groups():
+        adapted, plain = ([p for p in group["params"] if (p.ndim > 1) is many] for many in (True, False))
+        groups += [group | {"params": adapted, "always_adapt": True}, group | {"params": plain, "weight_decay": 0.0}]
+    return Lars(groups, **settings)
 
 
 def schedule(opt, steps_per_epoch: int, **warmup: Any) -> Schedule:
@@ -222,16 +243,30 @@ def knn_accuracy(
     return knn.evaluate(network, *loaders, k=200, temperature=0.1, n_class=n_class, autocast=precision)
 
 
-def load_encoder(path: str, use_ema: bool) -> tuple[Encoder, dict[str, Any]]:
-    """The (momentum) encoder of a checkpoint in evaluation mode, and the option values it was trained with."""
-    state = checkpoint.load(path)
-    values = state["options"]
-    if "eval" in values:
-        raise ValueError(f"{path} is a checkpoint of main_linear.py and holds no encoder; give --ckpt the encoder's.")
+def load_encoder(path: str, use_ema: bool) -> tuple[Encoder, dict[str, Any], list[str]]:
+    """The (momentum) encoder of a checkpoint in evaluation mode, the option values it was trained with, and remarks.
+
+    Of another library's file that is the backbone alone, and only how to build it and to normalise images is known.
+    """
+    state = weights.read(path)
+    if not weights.is_ours(state):
+        found = weights.trunk(path, state, use_ema=use_ema)
+        return *weights.foreign_encoder(found, state), [str(found)]
     prefix = "momentum_encoder.encoder." if use_ema else "encoder."
-    weights = {name.removeprefix(prefix): w for name, w in state["method"].items() if name.startswith(prefix)}
-    if not weights:
+    tensors = {name.removeprefix(prefix): w for name, w in state["method"].items() if name.startswith(prefix)}
+    if not tensors:
         raise ValueError(f"{path} holds no momentum encoder; evaluate it without --use_ema.")
-    network: nn.Module = encoder(values)
-    network.load_state_dict(weights)
-    return network.eval(), values
+    network: nn.Module = encoder(state["options"])
+    network.load_state_dict(tensors)
+    return network.eval(), state["options"], []
+
+
+def starting_trunk(opt: ContrastOptions) -> Trunk:
+    """The backbone in the file --init names. ValueError when it is another architecture than `opt` asks for."""
+    found = weights.trunk(opt.init, weights.read(opt.init))
+    if not same_trunk(opt.arch, opt.width, found.arch, found.width) or found.stem != opt.stem:
+        raise ValueError(
+            f"--init {opt.init} holds another backbone than this run's {opt.arch} of width {opt.width:g} with "
+            f"{opt.stem} stem: add {found.options}."
+        )
+    return found

@@ -31,13 +31,14 @@ def evaluate(opt: LinearOptions, *, origins: dict[str, str], notes: list[str]) -
     keep_freed_memory()
     if opt.ckpt and Path(opt.ckpt).is_dir():
         opt = dataclasses.replace(opt, ckpt=str(Path(opt.ckpt) / "current.pth"))
-    get_encoder, trained = subject.encoder(opt)
+    get_encoder, trained, remarks = subject.encoder(opt)
+    notes = [*notes, *remarks]
     opt, taken = subject.complete(opt, trained)
     found = parallel.on_main(lambda: resume.find(opt)) if opt.eval == "linear" else None
     state = _stored(found, opt) if found else None
     if state:
         opt, adopted, changes = resume.adopt(opt, origins, state["options"])
-        taken, notes = taken | adopted, [*notes, f"Going on from {found}.", *changes]
+        taken, notes = taken | adopted, [*notes, f"going on from {found}", *changes]
     opt, rules = build.settle(opt)
     images = subject.images(opt, trained)
     origins = origins | taken | rules
@@ -45,7 +46,7 @@ def evaluate(opt: LinearOptions, *, origins: dict[str, str], notes: list[str]) -
     run = evaluation.run
     run.write_json("options.json", base.to_json(opt, origins))
     run.write_json("environment.json", environment())
-    for line in [*notes, *evaluation.describe(origins)]:
+    for line in evaluation.describe(notes):
         run.log(line)
     results = evaluation.linear(state) if opt.eval == "linear" else evaluation.knn()
     assert subject.fingerprint(evaluation.encoder) == evaluation.fingerprint, "the frozen encoder changed"
@@ -75,14 +76,17 @@ def _run_name(opt: LinearOptions) -> str:
 
 
 class Evaluation:
-    """`opt` has no automatic value left. `images` are the training and the test images."""
+    """`opt` has no automatic value left. `images` are the training and the test images.
+
+    `open_run` takes the bytes that writing a checkpoint needs and is called last: a mistake leaves no folder behind.
+    """
 
     def __init__(
         self,
         opt: LinearOptions,
         encoder: Encoder,
         images: tuple[Source, Source],
-        open_run: Callable[[], Run | SilentRun],
+        open_run: Callable[[int], Run | SilentRun],
     ):
         self.opt = opt
         self.train, self.test = images
@@ -92,24 +96,30 @@ class Evaluation:
         encoder = encoder.eval().requires_grad_(False)
         self.encoder = encoder.to(self.device, memory_format=torch.channels_last)
         self.fingerprint = subject.fingerprint(self.encoder)
-        self.run = open_run()
+        self.train_batches, self.test_batches = map(self._eval_loader, images)
+        if opt.eval == "linear":
+            crops = self._train_loader()  # made for cached features too: it refuses a batch that does not fit
+            self.train_batches = self.train_batches if opt.cache_features else crops
+        weights_and_momentum = 8 * self.encoder.feature_dim * self.n_class
+        self.run = open_run(2 * weights_and_momentum)
 
-    def describe(self, origins: dict[str, str]) -> Iterator[str]:
-        """What will happen, in a few lines."""
-        opt, encoder = self.opt, "Momentum encoder" if self.opt.use_ema else "Encoder"
-        yield f"Run folder {self.run.folder}"
-        yield f"{encoder} of {opt.ckpt}" if opt.ckpt else "Untrained encoder: the baseline of every other"
-        yield f"{len(self.train)} training and {len(self.test)} test images of {opt.dataset}, {self.n_class} classes"
+    def describe(self, notes: list[str]) -> Iterator[str]:
+        """What will happen where, in a few lines."""
+        opt, encoder = self.opt, "momentum encoder" if self.opt.use_ema else "encoder"
+        yield from (f"note: {sentence}" for sentence in dict.fromkeys((*notes, *self.train.remarks)))
         if self.n_class > len(self.train.classes):
-            yield f"--n_class {opt.n_class} is more than the {len(self.train.classes)} classes of the images: harmless"
-        yield from base.describe(opt, origins)
+            classes = len(self.train.classes)
+            yield f"note: --n_class {opt.n_class} is more than the {classes} classes of the images: harmless"
+        yield f"{encoder} of {opt.ckpt}" if opt.ckpt else "untrained encoder: the baseline of every other"
+        yield f"{len(self.train)} training and {len(self.test)} test images of {opt.dataset}, {self.n_class} classes"
+        yield f"{parallel.world_size()} x {self.device.type}, seed {opt.seed}"
+        yield f"run folder {self.run.folder}"
 
     def knn(self) -> dict[str, Any]:
         """Classify the test images by their neighbours."""
         k = min(self.opt.knn_k, len(self.train))
-        loaders = self._eval_loader(self.train), self._eval_loader(self.test)
         votes = {"k": k, "temperature": self.opt.knn_t, "n_class": self.n_class}
-        results = knn.evaluate(self.encoder, *loaders, **votes, autocast=self.autocast)
+        results = knn.evaluate(self.encoder, self.train_batches, self.test_batches, **votes, autocast=self.autocast)
         values = {f"{feature}_{top}": value for feature, found in results.items() for top, value in found.items()}
         self.run.record("knn", epoch=0, step=0, **values)
         for feature, found in results.items():
@@ -125,6 +135,8 @@ class Evaluation:
         if state:
             self._check_encoder(state)
             probe.load_state_dict(state)
+            if len(probe.history) == self.opt.epochs:
+                self.run.log(f"Already complete: {self.opt.epochs} of {self.opt.epochs} epochs.")
         for epoch in probe.epochs(train, test, report=self._report, every=self.opt.print_freq):
             self._finish_epoch(epoch, probe, step=epoch * len(train))
         last, best = probe.history[-1], probe.best
@@ -153,8 +165,8 @@ class Evaluation:
             names.append(f"ckpt_epoch_{epoch}.pth")
         position = {"epoch": epoch, "step": step, "log_bytes": self.run.log_bytes(), "encoder": self.fingerprint}
         state = probe.state_dict() | {"position": position, "options": dataclasses.asdict(self.opt)}
-        for name in names if parallel.is_main() else ():
-            checkpoint.save(self.run.folder / name, state)
+        for name in names:
+            self.run.save(name, state)
 
     def _check_encoder(self, state: dict[str, Any]) -> None:
         if state["position"]["encoder"] != self.fingerprint:
@@ -175,10 +187,10 @@ class Evaluation:
 
     def _batches(self) -> tuple[Cached | Live, Iterable]:
         """Training and test features: of new crops in every epoch, or computed once with --cache_features."""
-        opt, test = self.opt, Live(self._features, self._eval_loader(self.test))
+        opt, test = self.opt, Live(self._features, self.test_batches)
         if not opt.cache_features:
-            return Live(self._features, self._train_loader()), test
-        features = extract(self._features, self._eval_loader(self.train))
+            return Live(self._features, self.train_batches), test
+        features = extract(self._features, self.train_batches)
         return Cached(*features, batch_size=opt.batch_size, seed=opt.seed, **parallel.share()), list(test)
 
     def _eval_loader(self, source: Source) -> EvalLoader:

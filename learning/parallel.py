@@ -2,9 +2,11 @@
 
 import gc
 import inspect
+import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,21 +16,48 @@ import torch.multiprocessing as mp
 from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+# What PyTorch's own errors contain -> what to say to somebody who can do something about it.
+EXHAUSTED = {
+    "out of memory": "The GPU's memory is full; lower --batch_size, --input_res or --width, or try --amp.",
+    "DefaultCPUAllocator": "The memory is full; lower --batch_size, --input_res, --width or --num_workers.",
+    "MemoryError": "The memory is full; lower --batch_size, --input_res, --width or --num_workers.",
+    "PytorchStreamWriter": "A file could not be written to its end; is the disk full?",
+    "DataLoader worker": "A loader process was ended from outside, mostly for want of memory; lower --num_workers.",
+}
+Worker = Callable[[Any], None]
 
-def launch(worker: Callable[[Any], None], options: Any) -> None:
+
+def main(worker: Worker, options: Any) -> None:
+    """`launch`, and what a user can cause ends the program with one sentence and code 1 instead of a traceback."""
+    program = os.path.basename(sys.argv[0])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        launch(worker, options)
+    except (ValueError, FloatingPointError, OSError) as error:
+        sys.exit(f"{program}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{program}: stopped; the same command with --resume auto goes on from the last checkpoint, if any.")
+
+
+def launch(worker: Worker, options: Any) -> None:
     """Run `worker(options)` in this process, as a rank of torchrun, or in processes spawned here.
 
     `RANK` in the environment means that somebody else started the processes. Otherwise this node starts
     `options.nprocs` of them; with `--multiprocessing-distributed` one per visible GPU, or one without a GPU.
+    ValueError also for memory or a disk that ran full.
     """
+    _check_devices(options)
     if "RANK" in os.environ:
         _join(worker, options)
         return
     nodes, local = max(options.world_size, 1), _local_processes(options)
     if nodes * local == 1:
-        worker(options)
+        _work(worker, options)
         return
-    _check_launch(options, local)
+    if _uses_gpus(options) and local > torch.cuda.device_count():
+        raise ValueError(
+            f"--nprocs {local} is more than the {torch.cuda.device_count()} GPUs; lower it or add --device cpu."
+        )
     _spawn(worker, options, _rendezvous(options.dist_url, nodes), nodes, local)
 
 
@@ -43,13 +72,26 @@ def _uses_gpus(options: Any) -> bool:
     return torch.cuda.is_available() and options.device != "cpu"
 
 
-def _check_launch(options: Any, local: int) -> None:
-    if _uses_gpus(options) and local > torch.cuda.device_count():
-        raise ValueError(
-            f"--nprocs {local} is more than the {torch.cuda.device_count()} GPUs; lower it or add --device cpu."
-        )
-    if options.dist_backend == "nccl" and not _uses_gpus(options):
-        raise ValueError("--dist_backend nccl needs GPUs, and none is in use; leave it out.")
+def _check_devices(options: Any) -> None:
+    """ValueError for a GPU that was asked for and is not there."""
+    asked = {"--device cuda": options.device == "cuda", "--dist_backend nccl": options.dist_backend == "nccl"}
+    asked[f"--gpu {options.gpu}"] = options.gpu is not None
+    flags = [flag for flag, is_asked in asked.items() if is_asked]
+    if flags and not _uses_gpus(options):
+        there = "--device cpu uses none" if torch.cuda.is_available() else "PyTorch sees none"
+        raise ValueError(f"{flags[0]} asks for a GPU, but {there}; leave it out or use a CUDA build on a GPU machine.")
+    if options.gpu is not None and options.gpu >= torch.cuda.device_count():
+        raise ValueError(f"{flags[-1]} does not exist: there are {torch.cuda.device_count()} GPUs, counted from 0.")
+
+
+def _work(worker: Worker, options: Any) -> None:
+    try:
+        worker(options)
+    except (RuntimeError, MemoryError) as error:
+        for words, sentence in EXHAUSTED.items():
+            if words in repr(error):
+                raise ValueError(sentence) from error
+        raise
 
 
 def _rendezvous(url: str, nodes: int) -> dict[str, str]:
@@ -69,8 +111,9 @@ def _spawn(worker: Callable, options: Any, environment: dict[str, str], nodes: i
     environment |= {"WORLD_SIZE": str(nodes * local), "LOCAL_WORLD_SIZE": str(local)}
     first_rank = max(options.node_rank, 0) * local
     errors = mp.get_context("spawn").SimpleQueue()
+    logging.getLogger(mp.spawn.__module__).setLevel(logging.ERROR)  # else it reports that it ends the other processes
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: no tracebacks while they load
     context = mp.spawn(_spawned, (worker, options, environment, first_rank, errors), nprocs=local, join=False)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         while not context.join():
             pass
@@ -83,12 +126,13 @@ def _spawn(worker: Callable, options: Any, environment: dict[str, str], nodes: i
 def _spawned(
     local_rank: int, worker: Callable, options: Any, environment: dict[str, str], first_rank: int, errors: Any
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(environment, RANK=str(first_rank + local_rank), LOCAL_RANK=str(local_rank))
     torch.set_num_threads(max(torch.get_num_threads() // int(environment["LOCAL_WORLD_SIZE"]), 1))
     try:
         _join(worker, options)
-    except (ValueError, FloatingPointError, OSError) as error:  # a sentence for the user, without a traceback
-        errors.put(str(error))
+    except (ValueError, FloatingPointError, OSError, KeyboardInterrupt) as error:  # without a traceback
+        errors.put(str(error) or "Stopped.")
         os._exit(1)  # not sys.exit: other ranks may wait in a collective, which a tidy end would join
 
 
@@ -98,7 +142,7 @@ def _join(worker: Callable, options: Any) -> None:
     dist.init_process_group(
         options.dist_backend if options.dist_backend != "auto" else "nccl" if _uses_gpus(options) else "gloo"
     )
-    worker(options)
+    _work(worker, options)
     gc.collect()  # a DDP reducer that outlives its process group can abort at exit
     dist.barrier()
     dist.destroy_process_group()
@@ -106,13 +150,9 @@ def _join(worker: Callable, options: Any) -> None:
 
 def device(wanted: str = "auto", gpu: int | None = None) -> torch.device:
     """The device of this process: the GPU `launch` chose, or of a single process `gpu` or the first; else the CPU."""
-    if wanted == "cpu" or (wanted == "auto" and gpu is None and not torch.cuda.is_available()):
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ValueError("A GPU was asked for, but PyTorch sees none; use --device cpu or install a CUDA build.")
     if gpu is not None and world_size() == 1:
-        if gpu >= torch.cuda.device_count():
-            raise ValueError(f"--gpu {gpu} does not exist: there are {torch.cuda.device_count()} GPUs, counted from 0.")
         torch.cuda.set_device(gpu)
     return torch.device("cuda", torch.cuda.current_device())
 
@@ -195,6 +235,27 @@ def gather(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
+
+
+class _Gather(torch.autograd.Function):
+    """`gather` with a gradient: every rank's share of it, added up, for the rows that came from here."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return all_sum(grad.clone(memory_format=torch.contiguous_format)).chunk(world_size())[rank()]
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """Concatenate `x` (n, ...) over ranks, letting the gradient flow back to all of them.
+
+    With each rank's loss averaged over its own rows, and gradients averaged over ranks as DDP does, the gradient is
+    that of the mean over the global batch.
+    """
+    return x if world_size() == 1 else _Gather.apply(x)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from learning import build, checkpoint, engine, parallel, resume
 from learning.host import keep_freed_memory
 from learning.interrupt import Interrupt
 from learning.progress import Progress
-from learning.run import Run, SilentRun, environment, open_folder
+from learning.run import Run, SilentRun, environment, open_folder, rehearse_folder
 from options import base
 from options.contrast import ContrastOptions
 
@@ -26,20 +27,23 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
     state = checkpoint.load(found) if found else None
     if state:
         opt, adopted, changes = resume.adopt(opt, origins, state["options"])
-        origins, notes = origins | adopted, [*notes, f"Going on from {found}.", *changes]
+        origins, notes = origins | adopted, [*notes, f"going on from {found}", *changes]
     elif opt.resume:
-        notes = [*notes, f"No run below {opt.model_path} has these options: starting anew."]
+        notes = [*notes, f"no run below {opt.model_path} has these options: starting anew"]
     data = build.source(opt, "train")
     opt, rules = build.resolve(opt, origins, n_data=len(data), trained_with=state)
-    training = Pretraining(opt, data, partial(open_folder, opt, found, state, build.run_name(opt)))
-    if state:
-        training.restore(state)
+    open_run = partial(rehearse_folder if opt.dry_run else open_folder, opt, found, state, build.run_name(opt))
+    training = Pretraining(opt, data, open_run, state)
+    if opt.dry_run:
+        training.rehearse(notes, origins | rules)
+        return
     run = training.run
     run.write_json("options.json", base.to_json(opt, origins | rules))
     if not (run.folder / "environment.json").exists():  # a resumed run keeps that of its beginning
         run.write_json("environment.json", environment())
-    for line in [*notes, *training.describe(origins | rules)]:
+    for line in training.describe(notes, rules):
         run.log(line)
+    run.log(f"run folder {run.folder}")
     with Interrupt(every=opt.print_freq) as interrupt:
         training.train(stop=interrupt)
     run.log(f"{training.ending()}\nEverything of this run is in {run.folder}.")
@@ -48,30 +52,44 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
 class Pretraining:
     """`opt` has no automatic value left (`build.resolve`). Weights, order and augmentation follow from `opt.seed`.
 
-    `open_run` is called once everything else has been made, so that a mistake in the options leaves no folder behind.
+    Goes on where `state` (of `save`) was written, if given. `open_run` takes the bytes that writing a checkpoint needs;
+    it is called once everything else has been made, so that a mistake in the options leaves no folder behind.
     """
 
-    def __init__(self, opt: ContrastOptions, data: Source, open_run: Callable[[], Run | SilentRun]):
+    def __init__(
+        self,
+        opt: ContrastOptions,
+        data: Source,
+        open_run: Callable[[int], Run | SilentRun],
+        state: dict[str, Any] | None = None,
+    ):
         self.opt, self.data = opt, data
         self.device = parallel.device(opt.device, opt.gpu)
         self.labelled = build.labelled_sources(opt, data) if opt.knn_freq else None
         self.loader = build.train_loader(opt, data, self.device)
         self.steps_per_epoch = len(self.loader)
-        self.method = build.method(opt, self.steps_per_epoch).to(self.device)
+        self.start = build.starting_trunk(opt) if opt.init and not state else None
+        self.method = build.method(opt, self.steps_per_epoch, self.start).to(self.device)
         self.optimizer = build.optimizer(opt, self.method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=opt.amp == "fp16")
-        self.run = open_run()
         warmup = {"warmup_epochs": opt.warmup_epochs, "per": opt.schedule_per}
         self.schedule = build.schedule(opt, self.steps_per_epoch, **warmup)
         self.progress = Progress(
-            self.run,
             epochs=opt.epochs,
             steps_per_epoch=self.steps_per_epoch,
             batch_size=opt.batch_size,
             print_freq=opt.print_freq,
             save_score=opt.save_score,
         )
-        self.step = 0
+        self.begun = self.step = 0
+        if state:
+            self.restore(state)
+        self.run = self.progress.run = open_run(2 * self.checkpoint_bytes())  # a new one is written beside the old
+
+    def checkpoint_bytes(self) -> int:
+        """What a checkpoint takes: the method's tensors, and a momentum for every trained weight."""
+        trained = (p for p in self.method.parameters() if p.requires_grad)
+        return sum(x.nbytes for x in (*self.method.state_dict().values(), *trained))
 
     @property
     def last_epoch(self) -> int:
@@ -132,8 +150,8 @@ class Pretraining:
             "position": position,
             "options": dataclasses.asdict(self.opt) | {"mean": self.data.mean, "std": self.data.std},
         }
-        for name in names if parallel.is_main() else ():
-            checkpoint.save(self.run.folder / name, state)
+        for name in names:
+            self.run.save(name, state)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` (of `save`) was written."""
@@ -144,13 +162,14 @@ class Pretraining:
                 "resume with the same --batch_size and data."
             )
         self.method.load_state_dict(state["method"])
+        wanted = [{name: group[name] for name in ("momentum", "weight_decay")} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:  # they came along, but the options may have been changed on purpose
-            group.update(momentum=self.opt.momentum, weight_decay=self.opt.weight_decay)
+        for group, settings in zip(self.optimizer.param_groups, wanted):
+            group.update(settings)  # old ones came along, but the options may have been changed on purpose
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.progress.load_state_dict(position["progress"], self.device)
-        self.step = position["step"]
+        self.begun = self.step = position["step"]
 
     def _evaluate(self, epoch: int) -> None:
         """k-NN accuracy of the encoder as it stands, in the log."""
@@ -160,20 +179,53 @@ class Pretraining:
         backbone, head = values["backbone_top1"], values["head_top1"]
         self.run.log(f"epoch {epoch}  k-NN top-1: backbone {backbone:.2f} %, head output {head:.2f} %")
 
-    def describe(self, origins: dict[str, str]) -> Iterator[str]:
-        """What will happen, in a few lines."""
-        weights = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
-        images = f"{len(self.data)} images of {self.opt.dataset}, {self.steps_per_epoch} steps of {self.opt.batch_size}"
-        yield f"Run folder {self.run.folder}"
-        processes = f"{parallel.world_size()} process(es) on {self.device.type}"
-        yield f"{self.opt.arch} with {weights / 1e6:.2f} M trained weights, {processes}"
-        yield f"{images} per epoch, {self.opt.epochs} epochs"
-        yield from base.describe(self.opt, origins)
+    def describe(self, notes: list[str], rules: dict[str, str]) -> Iterator[str]:
+        """What will happen where, in a few lines; `rules` names the options that were chosen automatically."""
+        opt, weights = self.opt, sum(p.numel() for p in self.method.parameters() if p.requires_grad)
+        yield from (f"note: {sentence}" for sentence in (*notes, *self.data.remarks))
+        yield f"{opt.method} on {len(self.data)} images of {opt.dataset} at {opt.input_res} px"
+        yield f"{opt.arch} with {weights / 1e6:.2f} M trained weights, {parallel.world_size()} x {self.device.type}"
+        if self.start:
+            yield f"backbone from {opt.init}, {self.start}"
+        yield f"{opt.epochs} epochs of {self.steps_per_epoch} steps of {opt.batch_size} images"
+        if rules:
+            yield f"chosen automatically: {', '.join(f'{name} {getattr(opt, name)}' for name in rules)}"
+        if opt.mem == "moco" and opt.bn_splits == parallel.world_size() == 1:
+            yield "note: batch norm sees the whole batch, which can give the match away; --bn_splits splits it"
+
+    def rehearse(self, notes: list[str], origins: dict[str, str], steps: int = 2) -> None:
+        """Tell everything about this run, then train for a few steps, at most to the end of the epoch."""
+        for line in [*base.table(self.opt, origins), *self.describe(notes, {}), *self.details()]:
+            self.run.log(line)
+        end, self.progress.print_freq = self.step + steps, 1
+        model = parallel.wrap(self.method)
+        self._train_epoch(model, self.step // self.steps_per_epoch, stop=lambda step: step == end)
+        self.progress.bar.close()
+        self.run.log("Dry run: everything works so far, and nothing was written. Leave out --dry_run to train.")
+
+    def details(self) -> Iterator[str]:
+        """What a dry run tells beyond `describe`."""
+        opt, rate, per_epoch, total = self.opt, self.schedule, self.steps_per_epoch, self.progress.total
+        sizes = Counter()
+        for name, x in self.method.state_dict().items():
+            sizes[".".join(name.split(".")[: 2 if name.startswith("encoder.") else 1])] += x.numel()
+        yield f"parts: {', '.join(f'{part} {size / 1e6:.2f} M' for part, size in sizes.items())}"
+        classes = f"{len(self.data.classes)} classes" if self.data.labels is not None else "no labels"
+        yield f"images: {len(self.data)}, {classes}, mean {self.data.mean}, std {self.data.std}"
+        yield f"views: {opt.recipe}, crops of {opt.crop_min:g} to 1 of the picture, {opt.input_res} px"
+        yield f"steps: {total} = {opt.epochs} x {per_epoch}, {opt.warmup_epochs * per_epoch} of them warm-up"
+        peak = max(map(rate, range(0, total, max(total // 1000, 1))))
+        yield f"learning rate: {rate(0):.3g} at first, {peak:.3g} at most, {rate(total - 1):.3g} at last"
+        if opt.ft_pos != "none" or opt.ft_neg != "none":
+            yield f"feature transformation: from step {opt.ft_begin_epoch * per_epoch + 1} on"
+        yield f"checkpoint: about {self.checkpoint_bytes() / 1e6:.1f} MB"
+        yield f"run folder: {self.run.folder}, TensorBoard below {opt.tb_path}"
 
     def ending(self) -> str:
         """What to say when `train` has returned."""
-        if self.step == self.opt.epochs * self.steps_per_epoch:
-            return "Done."
+        epochs = self.opt.epochs
+        if self.step == epochs * self.steps_per_epoch:
+            return "Done." if self.step > self.begun else f"Already complete: {epochs} of {epochs} epochs."
         again = [part for part, before in zip(sys.argv, ["", *sys.argv]) if "--resume" not in (part, before)]
         command = shlex.join(["python", *again, "--resume", str(self.run.folder)])
         return f"Stopped after step {self.step}; go on with: {command}"

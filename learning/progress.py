@@ -62,12 +62,13 @@ def _check_finite(values: dict[str, float], step: int) -> None:
 class Progress:
     """Observes every step: averages, a log line every `print_freq` steps, a progress bar on a terminal, scores.
 
-    Nothing is read from the device between two log lines.
+    Nothing is read from the device between two log lines. `run` is set before the first step.
     """
+
+    run: Run | SilentRun
 
     def __init__(
         self,
-        run: Run | SilentRun,
         *,
         epochs: int,
         steps_per_epoch: int,
@@ -75,7 +76,7 @@ class Progress:
         print_freq: int,
         save_score: bool,
     ):
-        self.run, self.print_freq, self.batch_size = run, print_freq, batch_size
+        self.print_freq, self.batch_size = print_freq, batch_size
         self.steps_per_epoch, self.total = steps_per_epoch, epochs * steps_per_epoch
         self.window, self.epoch = Meters(), Meters()
         self.scores = ScoreRecorder() if save_score else None
@@ -86,7 +87,7 @@ class Progress:
         if self.bar.n != step:  # a resumed run
             self.bar.initial = self.bar.n = step
         self.clock, self.clock_step, self.waited = time.perf_counter(), step, 0.0
-        self.idle_since = self.clock
+        self.idle_since = self.epoch_clock = self.clock
 
     def data_ready(self) -> None:
         """The next batch has arrived: what has passed since the last step was waiting for data."""
@@ -103,10 +104,15 @@ class Progress:
         self.idle_since = time.perf_counter()
 
     def finish_epoch(self, step: int, epoch: int) -> None:
-        """Record the epoch's averages."""
+        """Record and show the epoch's averages."""
         values = scores.derived(self.epoch.read())
         _check_finite(values, step)
         self.run.record("epoch", epoch=epoch, step=step, **values)
+        minutes = (time.perf_counter() - self.epoch_clock) / 60
+        self.run.log(
+            f"epoch {epoch}/{self.total // self.steps_per_epoch} done  loss {values['loss']:.4f}  "
+            f"contrast acc {values['contrast_acc']:.1%}  {minutes:.1f} min"
+        )
 
     def check_finite(self, step: int) -> None:
         """FloatingPointError if the loss of a step of the open epoch was not finite: do not save it."""

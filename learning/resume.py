@@ -20,6 +20,7 @@ HOUSEKEEPING = frozenset(
         "save_freq",
         "knn_freq",
         "stop_epoch",
+        "dry_run",
         "num_workers",
         "device",
         "gpu",

@@ -4,8 +4,11 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from learning import parallel
+from learning import checkpoint, parallel
 from learning.tensorboard import scalar_writer
 
 
@@ -49,22 +52,26 @@ class Run:
         partial.write_text(json.dumps(content, indent=2) + "\n")
         partial.replace(self.folder / name)
 
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Write a checkpoint."""
+        checkpoint.save(self.folder / name, state)
+
     def log_bytes(self) -> int:
         """Length of log.jsonl, for the checkpoint."""
         return os.path.getsize(self.folder / "log.jsonl")
 
 
 class SilentRun:
-    """What the other ranks hold: the same calls, nothing written."""
+    """What the other ranks hold, and a dry run: the same calls, nothing written. `log` hears what there is to say."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def log(self, text: str) -> None: ...
+    def __init__(self, folder: Path, log: Callable[[str], None] = lambda text: None):
+        self.folder, self.log = folder, log
 
     def record(self, kind: str, *, epoch: int, step: int, **values: float) -> None: ...
 
     def write_json(self, name: str, content: Any) -> None: ...
+
+    def save(self, name: str, state: dict[str, Any]) -> None: ...
 
     def log_bytes(self) -> int:
         return 0
@@ -74,37 +81,83 @@ def open_run(folder: Path, tb_folder: Path, *, log_bytes: int = 0) -> Run | Sile
     return Run(folder, tb_folder, log_bytes=log_bytes) if parallel.is_main() else SilentRun(folder)
 
 
-def open_folder(opt: Any, found: Path | None, state: dict[str, Any] | None, stem: str) -> Run | SilentRun:
+def open_folder(opt: Any, found: Path | None, state: dict[str, Any] | None, stem: str, room: int) -> Run | SilentRun:
     """The folder of the run whose newest checkpoint, `found` holding `state`, is gone on from; else a fresh one.
 
-    Going on from an older checkpoint, or under another --name, leaves the old run as it is.
+    Going on from an older checkpoint, or under another --name, leaves the old run as it is. ValueError where nothing
+    can be written or less than `room` bytes are free.
     """
-    if found and found.name == "current.pth" and opt.name in (None, found.parent.name):
-        folder, kept = found.parent, state["position"]["log_bytes"]
+    folder = plan_folder(opt, found, stem, room)
+    if _goes_on(opt, found):
+        kept = state["position"]["log_bytes"]
     else:
-        folder, kept = parallel.on_main(lambda: fresh_folder(Path(opt.model_path), opt.name, stem)), 0
+        folder, kept = parallel.on_main(lambda: _make_folder(opt, stem)), 0
     return open_run(folder, Path(opt.tb_path) / folder.name, log_bytes=kept)
 
 
-def fresh_folder(root: Path, name: str | None, stem: str) -> Path:
-    """`root/name`, or without a name the next of `root/stem-1`, `root/stem-2`, ...
+def rehearse_folder(opt: Any, found: Path | None, state: dict[str, Any] | None, stem: str, room: int) -> SilentRun:
+    """For a dry run: what `open_folder` would open, checked as there, but not made. Rank 0 prints."""
+    folder = plan_folder(opt, found, stem, room)
+    return SilentRun(folder, tqdm.write) if parallel.is_main() else SilentRun(folder)
+
+
+def plan_folder(opt: Any, found: Path | None, stem: str, room: int) -> Path:
+    """Where a run would write, once it is sure that it can: ValueError otherwise."""
+
+    def plan():
+        folder = found.parent if _goes_on(opt, found) else _free_folder(opt, stem)
+        check_places(folder, Path(opt.tb_path), room)
+        return folder
+
+    return parallel.on_main(plan)
+
+
+def _goes_on(opt: Any, found: Path | None) -> bool:
+    return found is not None and found.name == "current.pth" and opt.name in (None, found.parent.name)
+
+
+def _free_folder(opt: Any, stem: str) -> Path:
+    """`--model_path/--name`, or without a name the first of `stem-1`, `stem-2`, ... that does not exist there.
 
     ValueError if the named folder already holds a checkpoint: nothing already trained is overwritten.
     """
-    if name is not None:
-        folder = root / name
-        if (folder / "current.pth").exists():
-            raise ValueError(
-                f"{folder} already holds a trained run; go on with it by --resume {folder} or choose another --name."
-            )
-        return folder
-    root.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
+    root = Path(opt.model_path)
+    if opt.name is None:
+        numbered = (root / f"{stem}-{number}" for number in itertools.count(1))
+        return next(folder for folder in numbered if not folder.exists())
+    folder = root / opt.name
+    if (folder / "current.pth").exists():
+        raise ValueError(
+            f"{folder} already holds a trained run; go on with it by --resume {folder} or choose another --name."
+        )
+    return folder
+
+
+def _make_folder(opt: Any, stem: str) -> Path:
+    Path(opt.model_path).mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = _free_folder(opt, stem)
         try:
-            (root / f"{stem}-{number}").mkdir()
-        except FileExistsError:  # taken, perhaps a moment ago by another run
+            folder.mkdir(exist_ok=opt.name is not None)
+        except FileExistsError:  # taken a moment ago by another run
             continue
-        return root / f"{stem}-{number}"
+        return folder
+
+
+def check_places(folder: Path, tb_folder: Path, room: int) -> None:
+    """ValueError unless both places can be written to and the first has `room` bytes. Tries it, and leaves no trace."""
+    for flag, place in (("--tb_path", tb_folder), ("--model_path", folder)):
+        try:
+            existing = next(path for path in (place, *place.parents) if path.exists())
+            with tempfile.TemporaryDirectory(dir=existing):  # permissions alone do not tell, for root in particular
+                free = shutil.disk_usage(existing).free
+        except OSError as error:
+            raise ValueError(f"{place} cannot be written to ({error.strerror}); choose another {flag}.") from error
+    if free < room:
+        raise ValueError(
+            f"Only {free / 1e6:.0f} MB are free for {folder}, and a new checkpoint beside the old one takes "
+            f"{room / 1e6:.0f} MB; make room or choose another --model_path."
+        )
 
 
 def environment() -> dict[str, Any]:

@@ -19,13 +19,20 @@ GROUPS = (
     "data",
     "method",
     "feature transformation",
-    "published feature transformation",
     "evaluation",
-    "checkpoint",
     "optimisation",
     "run",
     "processes",
+    "several nodes",
+    "checkpoint",
+    "published spellings",
 )
+# Groups whose flags --help only lists, and what it says of them together.
+LISTED = {
+    "several nodes": "start the same command on each, or use torchrun",
+    "checkpoint": "compared with what the encoder was trained with; without --ckpt, what to build",
+    "published spellings": "still understood, see README.md",
+}
 
 POSITIVE = ("above 0", lambda x: x > 0)
 NOT_NEGATIVE = ("0 or more", lambda x: x >= 0)
@@ -34,7 +41,7 @@ SHARE = ("above 0 and at most 1", lambda x: 0 < x <= 1)
 BELOW_ONE = ("at least 0 and below 1", lambda x: 0 <= x < 1)
 SEED = ("between 0 and 2**63 - 1", lambda x: 0 <= x < 2**63)
 
-_COLUMN, _WIDTH = 36, 100
+_COLUMN, _WIDTH = 32, 100
 
 
 def option(default, help: str, *, group: str, aliases=(), must=None, bare=None, spellings=None):
@@ -55,21 +62,17 @@ def parse(cls, argv: list[str], *, layers: Callable[[dict], list], refused: dict
     """
     flags = [flag for group in (cls, *shorthands) for flag in _flags(group)]
     parser = _parser(flags)
-    known, unknown = parser.parse_known_args([_underscored(argument) for argument in argv])
-    typed = vars(known)
-    wants_help = typed.pop("help", False)
-    if unknown:
-        parser.error(_unknown(unknown[0], parser, refused))
-    own = {field.name for field in dataclasses.fields(cls)}
     try:
-        on_top = {name: value for name, value in typed.items() if name in own}
+        typed = _typed(parser, argv, refused)
+        wants_help = typed.pop("help", False)
+        on_top = {field.name: typed[field.name] for field in dataclasses.fields(cls) if field.name in typed}
         options, sources = merge(cls, [*layers(typed), ("command line", on_top)])
         if wants_help:
-            print(_help(parser.prog, cls, flags, options))
+            print(_help(parser.prog, cls, flags, options, sources))
             sys.exit(0)
         options.validate(typed)
     except ValueError as error:
-        parser.error(str(error))
+        parser.exit(2, f"{parser.prog}: {error}\n")
     return options, sources, typed
 
 
@@ -92,14 +95,14 @@ def to_json(options, sources: dict[str, str]) -> dict:
     }
 
 
-def describe(options, sources: dict[str, str]) -> list[str]:
-    """One line per source: what each layer above the field defaults decided."""
-    lines: dict[str, list[str]] = {}
-    for name, source in sources.items():
-        if source != "default":
-            lines.setdefault(source, []).append(f"{name} {_shown(getattr(options, name))}")
-    ordered = sorted(lines, key=lambda source: (source == "command line", source))
-    return [f"{source}: {', '.join(lines[source])}" for source in ordered]
+def table(options, sources: dict[str, str]) -> list[str]:
+    """Every option under the heading of its group: its name, its value, where the value came from."""
+    lines = []
+    for group in GROUPS:
+        names = [field.name for field in dataclasses.fields(options) if field.metadata["group"] == group]
+        rows = [f"  {name:<28} {_shown(getattr(options, name)):<20} {sources[name]}" for name in names]
+        lines += [f"{group}:", *rows] if rows else []
+    return lines
 
 
 def check_ranges(options) -> None:
@@ -127,9 +130,8 @@ def _members(hint) -> tuple:
 
 def _parser(flags) -> argparse.ArgumentParser:
     # Without defaults the namespace holds exactly what was typed, which is the top layer.
-    usage = "%(prog)s [--flag value ...]   (--help lists the flags)"
     parser = argparse.ArgumentParser(
-        usage=usage, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
+        add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS, exit_on_error=False
     )
     parser.add_argument("-h", "--help", action="store_true")
     for field, members in flags:
@@ -141,6 +143,18 @@ def _parser(flags) -> argparse.ArgumentParser:
             optional = {"nargs": "?", "const": bare} if bare else {}
             parser.add_argument(*names, dest=field.name, type=_converter(field, members), **optional)
     return parser
+
+
+def _typed(parser: argparse.ArgumentParser, argv: list[str], refused: dict[str, str]) -> dict[str, Any]:
+    """Flag -> value of everything in `argv`. ValueError for a flag or a value that does not exist."""
+    try:
+        known, unknown = parser.parse_known_args([_underscored(argument) for argument in argv])
+    except argparse.ArgumentError as error:
+        says = error.message.replace("expected one argument", "needs a value right after it")
+        raise ValueError(f"{error.argument_name} {says}") from error
+    if unknown:
+        raise ValueError(_unknown(unknown[0], parser, refused))
+    return vars(known)
 
 
 def _underscored(argument: str) -> str:
@@ -159,14 +173,21 @@ def _converter(field: dataclasses.Field, members: tuple) -> Callable[[str], Any]
             except ValueError:
                 continue
         wanted = " or ".join(_words(member)[1] for member in members)
-        raise argparse.ArgumentTypeError(f"takes {wanted}, not '{text}'")
+        choices = {choice.lower(): choice for member in members for choice in _choices(member)}
+        near = difflib.get_close_matches(text.lower(), choices, n=1)
+        meant = f"; did you mean {choices[near[0]]}?" if near else ""
+        raise argparse.ArgumentTypeError(f"takes {wanted}, not '{text}'{meant}")
 
     return convert
 
 
+def _choices(hint) -> tuple[str, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+
+
 def _value(hint, text: str):
-    if typing.get_origin(hint) is Literal:
-        if text not in typing.get_args(hint):
+    if _choices(hint):
+        if text not in _choices(hint):
             raise ValueError
         return text
     if typing.get_origin(hint) is tuple:
@@ -179,11 +200,14 @@ def _value(hint, text: str):
 
 def _words(hint) -> tuple[str, str]:
     """An annotation as --help abbreviates it, and as a message says it."""
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
+    choices = _choices(hint)
+    if choices:
         return "|".join(choices), f"one of {', '.join(choices)}" if len(choices) > 1 else f"only {choices[0]}"
     if typing.get_origin(hint) is tuple:
-        return "N,N", "whole numbers with commas between them"
+        whole = typing.get_args(hint)[0] is int
+        return (
+            ("N,N", "whole numbers with commas between them") if whole else ("X,X", "numbers with commas between them")
+        )
     return {int: ("N", "a whole number"), float: ("X", "a number"), str: ("TEXT", "a text"), bool: ("", "no value")}[
         hint
     ]
@@ -195,33 +219,65 @@ def _unknown(argument: str, parser: argparse.ArgumentParser, refused: dict[str, 
         return f"{name} {refused[name.lstrip('-')]}"
     if not name.startswith("-"):
         return f"'{argument}' follows no flag that takes it; every value comes right after its flag"
-    flags = [string for action in parser._actions for string in action.option_strings]
-    near = difflib.get_close_matches(name, flags, n=1)
-    return f"there is no flag {name}; " + (f"did you mean {near[0]}?" if near else "--help lists the flags")
+    flags = {string.lstrip("-"): string for action in parser._actions for string in action.option_strings}
+    near = _alike(name.lstrip("-").lower(), flags)
+    meant = " or ".join(flags[flag] for flag in near)
+    return f"there is no flag {name}; " + (f"did you mean {meant}?" if near else "--help lists the flags")
 
 
-def _help(prog: str, cls, flags, options) -> str:
-    lines = [f"{prog} [--flag value ...]", "", *textwrap.wrap(cls.__doc__, _WIDTH)]
+def _alike(name: str, flags: Iterable[str]) -> list[str]:
+    """The flag itself behind another number of dashes, those `name` begins or abbreviates, or the most similar."""
+    initials = {flag: "".join(word[0] for word in flag.split("_")) for flag in flags}
+    begun = [flag for flag in flags if flag.startswith(name) or initials[flag] == name]
+    return ([name] if name in flags else begun[:3]) or difflib.get_close_matches(name, flags, n=1)
+
+
+def _help(prog: str, cls, flags, options, sources: dict[str, str]) -> str:
+    lines = [f"{prog} [--flag value ...]", *textwrap.wrap(cls.__doc__, _WIDTH)]
     for group in GROUPS:
-        rows = [_row(field, members, options) for field, members in flags if field.metadata["group"] == group]
-        lines += ["", f"{group}:", *rows] if rows else []
+        members = [(field, kinds) for field, kinds in flags if field.metadata["group"] == group]
+        if group in LISTED and members:
+            names = ", ".join(_left(field, kinds) for field, kinds in members)
+            listed = f"{group} ({LISTED[group]}): {names}"
+            lines += textwrap.wrap(listed, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        elif members:
+            lines += [f"{group}:", *(_row(field, kinds, options, sources) for field, kinds in members)]
     return "\n".join(lines)
 
 
-def _row(field: dataclasses.Field, members: tuple, options) -> str:
-    """'  --flag X, -f    what it does [default]', the default being the one `options` resolved to."""
-    value = getattr(options, field.name, field.default)
-    name = f"--no_{field.name}" if value is True else f"--{field.name}"
-    kinds = "|".join(_words(member)[0] for member in members)
-    left = "  " + ", ".join([f"{name} {kinds}".rstrip(), *field.metadata["aliases"]])
-    shown = "" if value in (None, "") or value is False else f" [{_shown(value)}]"
-    says = f"turn off: {field.metadata['help']}" if value is True else field.metadata["help"] + shown
-    right = textwrap.wrap(says, _WIDTH - _COLUMN)
-    first = [left] if len(left) > _COLUMN - 2 else [left.ljust(_COLUMN) + right.pop(0)]
-    return "\n".join(first + [" " * _COLUMN + line for line in right])
+def _left(field: dataclasses.Field, members: tuple, *, kinds: bool = True) -> str:
+    """'--flag X, -f', the value's kind being left out on demand."""
+    kind = "|".join(_words(member)[0] for member in members) if kinds else ""
+    return ", ".join([f"--{field.name} {kind}".rstrip(), *field.metadata["aliases"]])
+
+
+def _row(field: dataclasses.Field, members: tuple, options, sources: dict[str, str]) -> str:
+    """'  --flag X, -f    what it does [default, preset]', the default being the one `options` resolved to."""
+    value, says = getattr(options, field.name), field.metadata["help"]
+    left = _left(field, members) if value is not True else f"--no_{field.name}"
+    if len(left) > _COLUMN - 3:  # choices that are too many for the left are said on the right
+        left = _left(field, members, kinds=False)
+        choices = ", ".join(choice for member in members for choice in _choices(member))
+        says += f" ({choices})" if choices else ""
+    if value is True:
+        says = f"turn off: {says}"
+    elif value not in (None, "") and value is not False:
+        says += f" [{_shown(value)}{_preset(sources[field.name])}]"
+    return "\n".join(
+        textwrap.wrap(says, _WIDTH, initial_indent=f"  {left} ".ljust(_COLUMN), subsequent_indent=" " * _COLUMN)
+    )
+
+
+def _preset(source: str) -> str:
+    """', MoCov2' behind a default that the method MoCov2 changed."""
+    kind, _, rest = source.partition(" ")
+    marks = {"default": "", "command": ", typed", "dataset": f", {rest}", "method": f", {rest}"}
+    return marks.get(kind, f", {kind}")
 
 
 def _shown(value) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
+    if value in (None, ""):
+        return "-"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

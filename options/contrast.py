@@ -9,7 +9,7 @@ from options import base, shared
 from options.base import FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, option
 from options.presets import DATASETS, METHODS
 
-_FT, _PUBLISHED = "feature transformation", "published feature transformation"
+_FT, _PUBLISHED = "feature transformation", "published spellings"
 _DEAD = "never had an effect in the published code and is not offered: leave it out"
 _LATER = "belongs to memory-bank and jigsaw methods, which this version does not have: leave it out"
 _LINEAR = "belongs to main_linear.py: leave it out here"
@@ -28,23 +28,22 @@ Granularity = Literal["batch", "sample", "dim"]
 class ContrastOptions(shared.Shared):
     """Contrastive pre-training. The defaults shown are those of the chosen --dataset and --method."""
 
-    dataset: Literal[tuple(DATASETS)] = option(
-        "shapes", "what to train on; folder is meant by --data_folder alone", group="data"
-    )
+    dataset: Literal[tuple(DATASETS)] = option("shapes", "what to train on", group="data")
     input_res: int = option(224, "side of the views in pixels", group="data", must=POSITIVE)
     crop_min: float = option(0.2, "smallest share of the picture a crop covers", group="data", must=SHARE)
-    recipe: Literal["mocov1", "mocov2"] = option(
-        "mocov1", "how views are made; A, B: the same", group="data", aliases=("--aug",),
+    recipe: Literal["mocov1", "mocov2", "simclr"] = option(
+        "mocov1", "how views are made", group="data", aliases=("--aug",),
         spellings={"A": "mocov1", "B": "mocov2"},
     )  # fmt: skip
 
     method: Literal[tuple(METHODS)] = option("MoCov2", "preset to start from", group="method")
     arch: str = option("resnet50", "backbone; resnet50x2 is twice as wide", group="method")
+    init: str | None = option(None, "checkpoint to start the backbone from; see docs/weights.md", group="method")
     width: float = option(1.0, "factor on the backbone's channels", group="method", must=POSITIVE)
     stem: Literal["auto", "imagenet", "small"] = option(
         "auto", "first layers; small: stride 1 for small pictures", group="method"
     )
-    head: Literal["linear", "linear_wo_norm", "mlp", "mlp_bn", "2mlp_bn"] = option(
+    head: Literal["linear", "linear_wo_norm", "mlp", "mlp_bn", "2mlp_bn", "simclr"] = option(
         "linear", "projection head", group="method", aliases=("--custom_head",)
     )
     feat_dim: int = option(128, "size of the embedding", group="method", aliases=("-d",), must=POSITIVE)
@@ -59,19 +58,19 @@ class ContrastOptions(shared.Shared):
         0.999, "momentum of the key encoder's average", group="method", aliases=("--alpha",), must=FRACTION
     )
     bn_splits: int | Literal["auto"] = option("auto", "chunks batch norm sees separately", group="method")
-    modal: Literal["RGB"] = option("RGB", "what the encoder sees", group="method")
-    mem: Literal["moco"] = option("moco", "where negatives are kept", group="method")
+    modal: Literal["RGB"] = option("RGB", "what the encoder sees", group=_PUBLISHED)
+    mem: Literal["moco", "batch"] = option("moco", "negatives: a queue or the batch itself", group="method")
 
     ft_pos: Literal["none", "extrapolate", "interpolate"] = option("none", "transform positive pairs", group=_FT)
     ft_pos_alpha: float = option(2.0, "Beta parameter of its lambda", group=_FT, must=POSITIVE)
     ft_pos_distribution: Distribution = option("beta", "distribution of its lambda", group=_FT)
     ft_pos_granularity: Granularity = option("batch", "how many share a lambda", group=_FT)
     ft_neg: Literal["none", "interpolate", "append"] = option(
-        "none", "mix negatives; append: keep the originals too", group=_FT
+        "none", "mix negatives; append: beside the originals", group=_FT
     )
     ft_neg_alpha: float = option(1.6, "Beta parameter of its lambda", group=_FT, must=POSITIVE)
     ft_neg_distribution: Distribution = option("beta", "distribution of its lambda", group=_FT)
-    ft_neg_granularity: Granularity = option("batch", "how many share a lambda; sample: one per negative", group=_FT)
+    ft_neg_granularity: Granularity = option("batch", "the same; sample: each negative", group=_FT)
     ft_post_norm: Literal["none", "pos", "neg", "both"] = option(
         "none", "normalise again what was transformed", group=_FT
     )
@@ -79,9 +78,10 @@ class ContrastOptions(shared.Shared):
 
     epochs: int = option(200, "passes over the data", group="optimisation", must=POSITIVE)
     stop_epoch: int = option(
-        0, "end here and leave the rest of the schedule to --resume; 0: go to the end", group="optimisation",
+        0, "pause here, to be gone on from by --resume; 0: do not", group="optimisation",
         must=NOT_NEGATIVE,
     )  # fmt: skip
+    optimizer: Literal["sgd", "lars"] = option("sgd", "lars: layer-wise rates, for large batches", group="optimisation")
     learning_rate: float = option(0.03, "peak learning rate", group="optimisation", aliases=("--lr",), must=POSITIVE)
     lr_decay_epochs: tuple[int, ...] = option(
         (120, 160), "epochs after which it drops", group="optimisation", must=POSITIVE
@@ -92,19 +92,26 @@ class ContrastOptions(shared.Shared):
         None, "length of the warm-up; 5 by default, 10 above 500 epochs", group="optimisation", must=NOT_NEGATIVE
     )
     schedule_per: Literal["step", "epoch"] = option("step", "how often the rate moves", group="optimisation")
-    opt_level: Literal["O1", "O2"] | None = option(None, "published spelling of --amp auto", group="optimisation")
+    opt_level: Literal["O1", "O2"] | None = option(None, "published spelling of --amp auto", group=_PUBLISHED)
 
     save_score: bool = option(False, "record statistics of the scores", group="run")
     pre_scores: bool = option(True, "record the scores before FT too", group="run")
     knn_freq: int = option(0, "epochs between k-NN evaluations; 0 for none", group="run", must=NOT_NEGATIVE)
-    exp_iter: int = option(-1, "number of this repetition, added to the name", group="run")
+    dry_run: bool = option(False, "show what would happen, run two steps, leave nothing behind", group="run")
+    exp_iter: int = option(-1, "number of this repetition, added to the name", group=_PUBLISHED)
 
     def validate(self, typed: Collection[str] = ()) -> None:
         """Raise ValueError, naming the flags, for values (of flags `typed` in particular) that cannot work together."""
         shared.check(self)
+        shared.check_shares(self)
         if self.dataset != "shapes" and self.data_folder is None:
-            raise ValueError(f"--dataset {self.dataset} is read from disk: say where with --data_folder")
-        if "queue_size" in typed and self.queue_size < self.batch_size:
+            fetch = ", and add --download if it is not there yet" if self.dataset in shared.DOWNLOADABLE else ""
+            raise ValueError(f"--dataset {self.dataset} is read from disk: say where with --data_folder{fetch}")
+        if self.mem == "batch" and self.batch_size < 4:
+            raise ValueError(
+                f"--batch_size {self.batch_size} leaves too few negatives with --mem batch: take 4 or more"
+            )
+        if self.mem == "moco" and "queue_size" in typed and self.queue_size < self.batch_size:
             raise ValueError(
                 f"--queue_size {self.queue_size} is below --batch_size {self.batch_size}, so keys would be lost before "
                 "they are ever a negative: raise the one or lower the other"
@@ -143,6 +150,8 @@ def parse(argv: list[str]) -> tuple[ContrastOptions, dict[str, str], list[str]]:
     options, sources, typed = base.parse(
         ContrastOptions, argv, layers=_layers, refused=REFUSED, shorthands=(PublishedFT,)
     )
+    if options.mem == "batch":
+        options, sources["queue_size"] = dataclasses.replace(options, queue_size=0), "implied by --mem batch"
     return options, sources, _notes(options, typed)
 
 
@@ -172,7 +181,8 @@ def published_to_ft(flags: PublishedFT) -> dict[str, object]:
 
 
 def _layers(typed: dict) -> list[tuple[str, dict]]:
-    implied = {"dataset": "folder"} if "data_folder" in typed else {}
+    packed = typed.get("data_folder", "").lower().endswith(".npz")
+    implied = {"dataset": "npz" if packed else "folder"} if "data_folder" in typed else {}
     dataset = typed.get("dataset", implied.get("dataset", ContrastOptions.dataset))
     method = typed.get("method", ContrastOptions.method)
     layers = [
@@ -211,6 +221,8 @@ def _notes(options: ContrastOptions, typed: dict) -> list[str]:
     why = {}
     if options.warmup_epochs is not None:
         why["warm"] = f"next to --warmup_epochs {options.warmup_epochs}"
+    if options.mem == "batch":
+        why |= dict.fromkeys(("queue_size", "key_momentum"), "with --mem batch, which has no queue and no key encoder")
     if options.ft_pos == options.ft_neg == "none":
         why["pre_scores"] = "without FT, where scores are the same before and after"
     if "amp" in typed:
@@ -218,6 +230,8 @@ def _notes(options: ContrastOptions, typed: dict) -> list[str]:
     sentences = shared.notes(options, typed) + shared.without_effect(why, typed)
     if options.opt_level and "amp" not in typed:
         sentences.append(f"--opt_level {options.opt_level} maps to --amp auto")
+    if options.stop_epoch > options.epochs:
+        sentences.append(f"--stop_epoch {options.stop_epoch} lies beyond --epochs {options.epochs}, where the run ends")
     if typed.get("mixnorm") and typed.get("mix_start_epoch") and not options.save_score:
         sentences.append("--mix_start_epoch counts without --save_score too, unlike in the published code")
     return sentences + _ft_notes(options, typed) + _published_notes(_published(typed))

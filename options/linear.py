@@ -32,7 +32,7 @@ class LinearOptions(shared.Shared):
     method: Literal[tuple(METHODS)] | None = option(None, "method", group="checkpoint")
     arch: str | None = option(None, "backbone", group="checkpoint")
     width: float | None = option(None, "factor on the backbone's channels", group="checkpoint", must=POSITIVE)
-    head: Literal["linear", "linear_wo_norm", "mlp", "mlp_bn", "2mlp_bn"] | None = option(
+    head: Literal["linear", "linear_wo_norm", "mlp", "mlp_bn", "2mlp_bn", "simclr"] | None = option(
         None, "projection head", group="checkpoint"
     )
     feat_dim: int | None = option(None, "size of the embedding", group="checkpoint", aliases=("-d",), must=POSITIVE)
@@ -49,7 +49,7 @@ class LinearOptions(shared.Shared):
         None, "momentum of a memory bank", group="checkpoint", aliases=("-m", "--nce_m"), must=FRACTION
     )
     modal: Literal["RGB", "CMC"] | None = option(None, "what the encoder sees", group="checkpoint")
-    mem: Literal["moco", "bank"] | None = option(None, "where negatives are kept", group="checkpoint")
+    mem: Literal["moco", "batch", "bank"] | None = option(None, "where negatives are kept", group="checkpoint")
     jigsaw: bool | None = option(None, "trained with a jigsaw branch", group="checkpoint")
 
     epochs: int = option(100, "passes over the data", group="optimisation", must=POSITIVE)
@@ -62,6 +62,8 @@ class LinearOptions(shared.Shared):
     def validate(self, typed: Collection[str] = ()) -> None:
         """Raise ValueError, naming the flags, for values that cannot work (together)."""
         shared.check(self)
+        if self.eval == "linear":
+            shared.check_shares(self)
         if self.cache_features and self.aug_linear != "NULL":
             raise ValueError(
                 "--cache_features sees every picture once and --aug_linear RA changes it every epoch: leave one out"

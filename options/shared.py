@@ -1,17 +1,24 @@
 """What both programs have in common: flags, checks, notes."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
 from options.base import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SEED, SHARE, check_ranges, option
+
+DOWNLOADABLE = ("cifar10", "cifar100", "stl10")
 
 
 @dataclass(frozen=True)
 class Shared:
     """The flags both programs have."""
 
-    data_folder: str | None = option(None, "folder with train/ and val/; the file itself for npz", group="data")
+    data_folder: str | None = option(None, "folder of images, list file or npz file; see docs/data.md", group="data")
     imagenet100path: str | None = option(None, "class list for imagenet100, instead of the one shipped", group="data")
+    download: bool = option(False, "fetch cifar10, cifar100 or stl10 into --data_folder", group="data")
+    data_fraction: float = option(1.0, "share of the training images, of each class alike", group="data", must=SHARE)
+    mean: tuple[float, ...] | None = option(None, "of the colour channels, 0 to 1; by default the data's", group="data")
+    std: tuple[float, ...] | None = option(None, "the same: standard deviation", group="data", must=POSITIVE)
     num_workers: int = option(2, "loader processes on this node", group="data", aliases=("-j",), must=NOT_NEGATIVE)
 
     batch_size: int = option(256, "images per step over all processes", group="optimisation", must=POSITIVE)
@@ -34,29 +41,50 @@ class Shared:
     gpu: int | None = option(None, "index of the only GPU to use", group="processes", must=NOT_NEGATIVE)
     multiprocessing_distributed: bool = option(False, "one process per visible GPU", group="processes")
     nprocs: int | None = option(None, "processes on this node", group="processes", must=POSITIVE)
-    world_size: int = option(-1, "number of nodes", group="processes")
-    node_rank: int = option(-1, "number of this node, from 0", group="processes", aliases=("--rank",))
-    dist_url: str = option("tcp://127.0.0.1:23456", "where several nodes meet", group="processes")
-    dist_backend: Literal["auto", "nccl", "gloo"] = option("auto", "communication library", group="processes")
+    world_size: int = option(-1, "number of nodes", group="several nodes")
+    node_rank: int = option(-1, "number of this node, from 0", group="several nodes", aliases=("--rank",))
+    dist_url: str = option("tcp://127.0.0.1:23456", "where several nodes meet", group="several nodes")
+    dist_backend: Literal["auto", "nccl", "gloo"] = option("auto", "communication library", group="several nodes")
 
 
 def check(options) -> None:
     """Raise ValueError for a value out of range and for shared flags that cannot work together."""
     check_ranges(options)
+    for name in ("mean", "std"):
+        if len(getattr(options, name) or (0, 0, 0)) != 3:
+            raise ValueError(f"--{name} takes three numbers, for red, green and blue, with commas between them")
+    if options.download and options.dataset not in (None, *DOWNLOADABLE):
+        raise ValueError(
+            f"--download fetches {', '.join(DOWNLOADABLE)}; --dataset {options.dataset} is yours to put in place"
+        )
+    if options.name is not None and (os.path.basename(options.name) != options.name or options.name in ("", ".", "..")):
+        raise ValueError(f"--name '{options.name}' is not the name of a folder: say where it lies with --model_path")
     drops = options.lr_decay_epochs
     if any(later <= earlier for earlier, later in zip(drops, drops[1:])):
         raise ValueError(f"--lr_decay_epochs must ascend, not {_listed(drops)}")
     if options.device == "cpu" and options.gpu is not None:
         raise ValueError("--gpu and --device cpu contradict each other: leave one out")
-    if options.device == "cpu" and options.dist_backend == "nccl":
-        raise ValueError("--dist_backend nccl needs GPUs and --device cpu uses none: take --dist_backend gloo")
     if options.gpu is not None and (options.nprocs or 1) > 1:
         raise ValueError(f"--gpu is one GPU and --nprocs {options.nprocs} wants several: leave one out")
+    _check_processes(options)
+
+
+def _check_processes(options) -> None:
     nodes, node = options.world_size, options.node_rank
     if nodes > 1 and node < 0:
         raise ValueError(f"--world_size {nodes} needs --rank as well: the number of this node, from 0")
     if node >= max(nodes, 1):
         raise ValueError(f"--rank {node} does not exist with --world_size {nodes}: nodes are counted from 0")
+
+
+def check_shares(options) -> None:
+    """Raise ValueError unless the batch can be dealt out evenly to the processes that were asked for by number."""
+    processes = (options.nprocs or 1) * max(options.world_size, 1)
+    if options.batch_size % processes:
+        raise ValueError(
+            f"--batch_size {options.batch_size} is not a multiple of the {processes} processes: "
+            f"take {max(options.batch_size // processes, 1) * processes}, or another --nprocs"
+        )
 
 
 def notes(options, typed: dict) -> list[str]:

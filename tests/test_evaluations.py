@@ -34,7 +34,7 @@ def source(n, classes=3, seed=0, size=16):
     labels = torch.arange(n) % classes
     noise = torch.randint(0, 60, (n, 3, size, size), generator=torch.Generator().manual_seed(seed))
     images = (noise + 60 * labels.view(-1, 1, 1, 1)).byte()
-    return Source("test", images, labels, tuple("abcdefgh"[:classes]), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return Source(images, labels, tuple("abcdefgh"[:classes]), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 def encoder():
@@ -388,7 +388,7 @@ def test_a_probe_does_not_go_on_with_another_encoder(trained, tmp_path):
 
 def test_images_without_labels_are_refused(trained, monkeypatch):
     options, _, _ = linear.parse(["--ckpt", str(trained)])
-    _, values = subject.encoder(options)
+    _, values, _ = subject.encoder(options)
     options, _ = subject.complete(options, values)
     unlabelled = dataclasses.replace(source(5), labels=None)
     monkeypatch.setattr("learning.build.source", lambda opt, split: unlabelled)
@@ -398,7 +398,7 @@ def test_images_without_labels_are_refused(trained, monkeypatch):
 
 def test_other_images_are_normalised_as_in_training(trained):
     options, _, _ = linear.parse(["--ckpt", str(trained), "--dataset", "shapes"])
-    _, values = subject.encoder(options)
+    _, values, _ = subject.encoder(options)
     options, origins = subject.complete(options, values)
     assert (options.dataset, options.input_res, options.data_folder) == ("shapes", 16, None)
     assert origins == {"input_res": "checkpoint"}
@@ -408,7 +408,7 @@ def test_other_images_are_normalised_as_in_training(trained):
 
 def test_an_untrained_encoder_is_the_one_training_starts_from():
     options = linear.LinearOptions(dataset="shapes", width=0.125, head="mlp_bn", seed=7)
-    build_encoder, values = subject.encoder(options)
+    build_encoder, values, _ = subject.encoder(options)
     assert (values["arch"], values["stem"], values["input_res"]) == ("resnet18", "small", 32)
     torch.manual_seed(7)
     start = Encoder(arch="resnet18", width=0.125, stem="small", head="mlp_bn", feat_dim=128)

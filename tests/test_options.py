@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -45,8 +46,9 @@ def refusal(capsys, parse, line: str) -> str:
     with pytest.raises(SystemExit) as exit:
         parse(line)
     assert exit.value.code == 2
-    message = capsys.readouterr().err.strip().splitlines()[-1]
-    return message.split("error: ", 1)[1]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0].split(": ", 1)[1]
 
 
 def shown(capsys, parse, line: str) -> str:
@@ -101,6 +103,7 @@ def test_presets_name_existing_options(layer):
         ("MoCoMLP", "mocov1", "mlp", 0.07),
         ("MoCo_wo_norm", "mocov1", "linear_wo_norm", 0.07),
         ("MoCov2", "mocov2", "mlp", 0.2),
+        ("SimCLR", "simclr", "simclr", 0.1),
         ("MoCov2_tau0.1", "mocov2", "mlp", 0.1),
         ("Customize", "mocov1", "linear", 0.07),
     ],
@@ -267,7 +270,15 @@ def test_begin_epoch_counts_without_save_score():
         ("--ft_pos extrapolate --mixnorm", ["--ft_pos", "--mixnorm"]),
         ("--mixnorm --beta_alpha 0", ["--beta_alpha", "above 0"]),
         ("--batch_sise 8", ["--batch_sise", "did you mean --batch_size?"]),
-        ("--batch 8", ["there is no flag --batch"]),
+        ("--batchsize 8", ["did you mean --batch_size?"]),
+        ("--batch 8", ["there is no flag --batch", "did you mean --batch_size?"]),
+        ("--bs 8", ["did you mean --batch_size"]),
+        ("--lr-decay 0.1", ["did you mean --lr_decay_rate or --lr_decay_epochs?"]),
+        ("-lr 0.1", ["did you mean --lr?"]),
+        ("--xyzzy", ["--help lists the flags"]),
+        ("--epochs", ["--epochs needs a value"]),
+        ("--method mocov2", ["did you mean MoCov2?"]),
+        ("--dataset imagenet-100", ["did you mean imagenet100?"]),
         ("8", ["'8'", "flag"]),
         ("--feature_mix", ["--feature_mix", "never had an effect"]),
         ("--mix_ratio 1.0", ["--mix_ratio", "never had an effect"]),
@@ -295,7 +306,13 @@ def test_begin_epoch_counts_without_save_score():
         ("--bn_splits 9 --batch_size 8", ["--bn_splits", "--batch_size 8"]),
         ("--gpu 0 --device cpu", ["--gpu", "--device cpu"]),
         ("--gpu 0 --nprocs 2", ["--gpu", "--nprocs 2"]),
-        ("--device cpu --dist-backend nccl", ["--dist_backend nccl", "--device cpu"]),
+        ("--nprocs 3 --batch_size 64", ["--batch_size 64", "3 processes", "63"]),
+        ("--nprocs 8 --batch_size 4", ["--batch_size 4", "8 processes", "take 8"]),
+        ("--nprocs 2 --world_size 2 --rank 0 --batch_size 6", ["4 processes"]),
+        ("--name a/b", ["--name 'a/b'", "--model_path"]),
+        ("--name=", ["--name ''"]),
+        ("--name ..", ["--name '..'"]),
+        ("--epochs 0", ["--epochs must be above 0"]),
         ("--world-size 2", ["--world_size 2", "--rank"]),
         ("--world-size 2 --rank 2", ["--rank 2", "--world_size 2"]),
         ("--seed -1", ["--seed must be"]),
@@ -316,11 +333,18 @@ def test_main_contrast_refuses(capsys, line, words):
         ("--ckpt2 x", ["did you mean --ckpt?"]),
         ("--cache_features --aug_linear RA", ["--cache_features", "--aug_linear RA"]),
         ("--n_class 0", ["--n_class must be above 0"]),
+        ("--nprocs 3", ["--batch_size 256", "3 processes"]),
+        ("--dry_run", ["--dry_run", "main_contrast.py"]),
+        ("--eval kn", ["did you mean knn?"]),
     ],
 )
 def test_main_linear_refuses(capsys, line, words):
     message = refusal(capsys, probe, line)
     assert all(word in message for word in words), message
+
+
+def test_neighbours_need_no_even_shares():
+    assert probe("--eval knn --nprocs 3")[0].nprocs == 3
 
 
 def test_main_linear_without_a_checkpoint_is_the_untrained_baseline():
@@ -348,6 +372,7 @@ def test_main_linear_without_a_checkpoint_is_the_untrained_baseline():
         ("--dataset imagenet --data_folder x --imagenet100path y", ["--imagenet100path", "--dataset imagenet"]),
         ("--dataset shapes --data_folder x", ["--data_folder", "--dataset shapes"]),
         ("--gpu 1 --multiprocessing-distributed", ["--gpu", "--multiprocessing_distributed"]),
+        ("--stop_epoch 30", ["--stop_epoch 30", "--epochs 20"]),
         ("--warm --warmup_epochs 3", ["--warm ", "--warmup_epochs 3"]),
     ],
 )
@@ -375,26 +400,30 @@ def test_what_is_typed_about_a_checkpoint_is_compared_with_it():
 # Help, JSON, start
 
 
-def test_help_shows_the_defaults_of_the_preset(capsys):
-    def default(text, flag):
-        return text.split(f"  --{flag} ", 1)[1].split("[", 1)[1].split("]", 1)[0]
+def default(text, flag):
+    return text.split(f"  --{flag} ", 1)[1].split("[", 1)[1].split("]", 1)[0]
 
+
+def test_help_shows_the_defaults_and_who_chose_them(capsys):
     text = shown(capsys, pretrain, "--method MoCov2 --dataset cifar10 --help")  # asks for no --data_folder
-    assert [default(text, flag) for flag in ("temperature", "head", "arch")] == ["0.2", "mlp", "resnet18"]
-    text = shown(capsys, pretrain, "-h --method MoCo --data_folder x --lr 7")
-    assert [default(text, flag) for flag in ("temperature", "head", "arch")] == ["0.07", "linear", "resnet50"]
-    assert default(text, "learning_rate") == "7.0"
+    flags = ("temperature", "arch", "feat_dim")
+    assert [default(text, flag) for flag in flags] == ["0.2, MoCov2", "resnet18, cifar10", "128"]
+    text = shown(capsys, pretrain, "-h --method MoCo --data_folder x --lr 7 --mixnorm")
+    assert [default(text, flag) for flag in ("temperature", "arch")] == ["0.07, MoCo", "resnet50"]
+    assert [default(text, flag) for flag in ("learning_rate", "ft_neg_alpha")] == ["7.0, typed", "2.0, published"]
+    assert default(text, "stop_epoch") == "0"
     assert "turn off: record the scores before FT too" in text
+    assert default(shown(capsys, probe, "--epochs 3 --help"), "epochs") == "3, typed"
 
 
-@pytest.mark.parametrize("parse", [pretrain, probe])
-def test_help_is_complete_and_narrow(capsys, parse):
+@pytest.mark.parametrize("parse, longest", [(pretrain, 80), (probe, 60)])
+def test_help_is_complete_and_fits_a_screen(capsys, parse, longest):
     text = shown(capsys, parse, "--help")
     classes = (contrast.ContrastOptions, PublishedFT) if parse is pretrain else (linear.LinearOptions,)
     for field in (field for cls in classes for field in dataclasses.fields(cls)):
-        assert f" --{field.name}" in text or f" --no_{field.name}" in text, field.name
-        assert field.metadata["group"] + ":" in text
-    assert max(map(len, text.splitlines())) <= 100
+        assert re.search(rf"\s--(no_)?{field.name}\b", text), field.name
+        assert f"\n{field.metadata['group']}" in text
+    assert max(map(len, text.splitlines())) <= 100 and len(text.splitlines()) <= longest
 
 
 def test_json_holds_every_value_and_its_source():
@@ -404,11 +433,11 @@ def test_json_holds_every_value_and_its_source():
     assert document["values"].keys() == document["sources"].keys()
 
 
-def test_description_has_one_line_per_source():
+def test_the_table_tells_every_value_and_its_source():
     options, sources, _ = pretrain("--method MoCo --cosine")
-    lines = base.describe(options, sources)
-    assert [line.split(":")[0] for line in lines] == ["dataset shapes", "method MoCo", "command line"]
-    assert lines[-1] == "command line: cosine on, method MoCo"
+    lines = [line.split(maxsplit=2) for line in base.table(options, sources)]
+    assert ["cosine", "on", "command line"] in lines and ["head", "linear", "method MoCo"] in lines
+    assert {line[0] for line in lines} >= set(sources)
 
 
 def test_options_start_without_heavy_imports():

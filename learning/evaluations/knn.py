@@ -65,7 +65,7 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """k-NN on the trunk's features ("backbone") and on the embeddings ("head"): they differ, and papers report either.
 
-    The encoder is used in evaluation mode and left in the mode it came in.
+    Of an encoder without a head the former alone. It is used in evaluation mode and left in the mode it came in.
     """
     training = encoder.training
     encoder.eval()
@@ -77,7 +77,9 @@ def evaluate(
 
     (train_x, train_y), (test_x, test_y) = extract(both, train), extract(both, test)
     encoder.train(training)
-    parts = {"backbone": slice(encoder.feature_dim), "head": slice(encoder.feature_dim, None)}
+    parts = {"backbone": slice(encoder.feature_dim)}
+    if encoder.heads:
+        parts["head"] = slice(encoder.feature_dim, None)
     return {
         name: knn(train_x[:, part], train_y, test_x[:, part], test_y, k=k, temperature=temperature, n_class=n_class)
         for name, part in parts.items()
