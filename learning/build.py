@@ -25,6 +25,7 @@ from models.norm import split_batch_norm
 from options.contrast import ContrastOptions
 
 LARGEST_QUEUE = 65536
+LARGE = 100_000  # images from which on the key encoder may take its time
 SPLIT_CHUNK = range(8, 65)  # images per batch-norm chunk
 
 
@@ -48,6 +49,8 @@ def resolve(
             _queue_size(n_data),
             f"largest power of two up to half of {n_data} images, at most {LARGEST_QUEUE}",
         )
+    if opt.key_momentum is None:
+        chosen["key_momentum"] = 0.999 if n_data >= LARGE else 0.99, f"0.99 below {LARGE} images, 0.999 from there on"
     if opt.bn_splits == "auto":
         chosen["bn_splits"] = _bn_splits(opt)
     if opt.stem == "auto":

@@ -54,8 +54,12 @@ class ContrastOptions(shared.Shared):
         None, "keys in the queue; by default as the data allow", group="method", aliases=("-k", "--nce_k"),
         must=POSITIVE,
     )  # fmt: skip
-    key_momentum: float = option(
-        0.999, "momentum of the key encoder's average", group="method", aliases=("--alpha",), must=FRACTION
+    key_momentum: float | None = option(
+        None,
+        "momentum of the key encoder; by default as the data allow",
+        group="method",
+        aliases=("--alpha",),
+        must=FRACTION,
     )
     bn_splits: int | Literal["auto"] = option("auto", "chunks batch norm sees separately", group="method")
     modal: Literal["RGB"] = option("RGB", "what the encoder sees", group=_PUBLISHED)

@@ -13,8 +13,8 @@ DATASETS = {
     "cifar100": _SMALL | dict(crop_min=0.08, queue_size=4096),
     "stl10": dict(input_res=96, arch="resnet18", crop_min=0.08),
     "npz": _SMALL | dict(crop_min=0.08),
-    "imagenet": {},
-    "imagenet100": dict(queue_size=65536),
+    "imagenet": dict(key_momentum=0.999),
+    "imagenet100": dict(key_momentum=0.999, queue_size=65536),
     "folder": {},
 }
 

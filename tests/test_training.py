@@ -376,6 +376,14 @@ def test_queue_size_rule(n, size):
     assert build._queue_size(n) == size
 
 
+@pytest.mark.parametrize("n, momentum", [(5000, 0.99), (1_281_167, 0.999)])
+def test_key_momentum_rule(n, momentum):
+    options, origins, _ = contrast.parse(["--data_folder", "x"])
+    assert build.resolve(options, origins, n_data=n)[0].key_momentum == momentum
+    options, origins, _ = contrast.parse(["--data_folder", "x", "--dataset", "imagenet100"])
+    assert build.resolve(options, origins, n_data=n)[0].key_momentum == 0.999
+
+
 @pytest.mark.parametrize("batch, splits", [(512, 8), (256, 4), (64, 2), (96, 2), (32, 2), (16, 2), (15, 1), (1, 1)])
 def test_split_rule(batch, splits):
     options = contrast.ContrastOptions(batch_size=batch)
