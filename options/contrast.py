@@ -56,7 +56,7 @@ class ContrastOptions(shared.Shared):
     )  # fmt: skip
     key_momentum: float | None = option(
         None,
-        "the key encoder's average; by default as the data allow",
+        "EMA of the key encoder; by default as the data allow",
         group="method",
         aliases=("--alpha",),
         must=FRACTION,
