@@ -49,7 +49,7 @@ def resolve(
             _queue_size(n_data),
             f"largest power of two up to half of {n_data} images, at most {LARGEST_QUEUE}",
         )
-    if opt.key_momentum is None:
+    if opt.key_momentum is None and opt.mem == "moco":
         chosen["key_momentum"] = 0.999 if n_data >= LARGE else 0.99, f"0.99 below {LARGE} images, 0.999 from there on"
     if opt.bn_splits == "auto":
         chosen["bn_splits"] = _bn_splits(opt)
