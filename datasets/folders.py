@@ -1,6 +1,7 @@
 """Images as files: folders of classes, folders without any, list files, ImageNet and a part of it."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from datasets.sources import IMAGENET, Source
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 VAL_FOLDERS = ("val", "valid", "validation", "test")
+ROW = re.compile(rf"(.+(?:{'|'.join(map(re.escape, EXTENSIONS))}))(?:[\s,]+([^\s,]+))?", re.IGNORECASE)
 
 Found = tuple[list[str], list[str] | None]  # paths, and the name of each one's class if there are classes
 
@@ -20,12 +22,15 @@ def folder(path: Path, split: str) -> Source:
     """Whatever lies in a folder, or is listed in a text file.
 
     path holds train/ and val/ (or valid/, validation/, test/), or is itself what train/ would be: a folder per class,
-    or images directly and thus no labels. A list file has a line `path [label]` per image; the list of the val images
-    stands beside it, with "val" for "train" in its name. Labels of a single class are none. Where no val images are
-    set apart, a tenth of those of every class are held out; without labels all are for training.
+    or images directly and thus no labels. A list file has a line `path [label]` per image, with spaces or a comma
+    between the two; the list of the val images stands beside it, with "val" for "train" in its name. Labels of a single
+    class are none. Where no val images are set apart, a tenth of those of every class are held out; without labels all
+    are for training. Raises ValueError for what looks like the level above or below.
     """
     read, train, val = _layout(path)
-    source = _training(train, *read(train))
+    paths, names = read(train)
+    _check_level(path, train, names)
+    source = _training(train, paths, names)
     if val is None:
         return _hold_out(source, split, path, train)
     return _validation(source, val, *read(val)) if split == "val" else source
@@ -69,6 +74,21 @@ def _layout(path: Path) -> tuple[Callable[[Path], Found], Path, Path | None]:
     return _below, path / "train", next((path / name for name in VAL_FOLDERS if (path / name).is_dir()), None)
 
 
+def _check_level(path: Path, train: Path, names: list[str] | None) -> None:
+    """Refuse a folder that looks like the one above a data set, and a train/ that looks like one of several classes."""
+    if names and len(set(names)) == 1 and (train / names[0] / "train").is_dir():
+        raise ValueError(f"{train} holds train/ one level below: give --data_folder {train / names[0]}.")
+    if names or train == path:
+        return
+    beside = [name for name in _folder_names(path) if name not in ("train", *VAL_FOLDERS)]
+    beside = [name for name in beside if _image_files(path / name)]
+    if beside:
+        raise ValueError(
+            f"{train} holds images directly, which makes it look like a class beside {', '.join(beside[:3])}; "
+            f"rename it if it is one, or give --data_folder {train} to use its images alone."
+        )
+
+
 def _training(at: Path, paths: list[str], names: list[str] | None) -> Source:
     classes = tuple(sorted(set(names or ())))
     if at.is_file() and all(name.isdecimal() for name in classes):
@@ -102,7 +122,7 @@ def _hold_out(source: Source, split: str, path: Path, train: Path) -> Source:
     if source.labels is None:
         if split == "val":
             raise ValueError(f"{missing} and its images no labels, so there is nothing to evaluate on; add it.")
-        return source
+        return replace(source, remarks=(*source.remarks, *_unusual(path, train, source)))
     several = source.labels.bincount()[source.labels] > 1
     held = several & source.share(0.1, root=train.parent if train.is_file() else train, salt="held out")
     count = int(held.sum())
@@ -116,12 +136,12 @@ def _hold_out(source: Source, split: str, path: Path, train: Path) -> Source:
 
 def _unusual(path: Path, train: Path, source: Source) -> Iterator[str]:
     """What tells a user that folders were not meant as they are taken."""
-    if train == path and path.is_dir():
+    beside = [name for name in _folder_names(path) if name != "train"] if train != path else []
+    if beside:
+        yield f"{train} is taken for the training images, and {', '.join(beside[:3])} beside it for something else."
+    elif train == path and source.classes and path.is_dir():
         shown = ", ".join(source.classes[:3]) + (", ..." if len(source.classes) > 3 else "")
         yield f"{path} has no train/ folder: its {len(source.classes)} folders ({shown}) are the classes."
-    elif path.is_dir() and len(beside := _folder_names(path)) > 1:
-        beside.remove("train")
-        yield f"{train} is taken for the training images, and {', '.join(beside[:3])} beside it for something else."
 
 
 def _labels(names: list[str], classes: tuple[str, ...]) -> torch.Tensor:
@@ -163,16 +183,14 @@ def _listed(listing: Path) -> Found:
 
 
 def _row(listing: Path, number: int, line: str) -> tuple[str, str | None]:
-    """Path and label: a label is what follows a name that ends like an image's, so paths may have spaces."""
-    if line.lower().endswith(EXTENSIONS):
-        return line, None
-    path, *label = line.rsplit(None, 1)
-    if not label or not path.lower().endswith(EXTENSIONS):
+    """Path and label: a label is what follows a name that ends like an image's, so paths may have spaces and commas."""
+    match = ROW.fullmatch(line)
+    if not match:
         raise ValueError(
             f"line {number} of {listing} is not `path` or `path label` with a path that ends in "
             f"{', '.join(EXTENSIONS)}: {line[:80]!r}; correct it."
         )
-    return path, label[0]
+    return match[1], match[2]
 
 
 def _split_folder(path: Path, split: str) -> Path:
@@ -190,11 +208,16 @@ def _split_folder(path: Path, split: str) -> Path:
 
 def _folder_names(root: Path) -> list[str]:
     with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if entry.is_dir() and _wanted(root, entry.name))
 
 
 def _classes_of(root: Path, classes: list[str]) -> Source:
     found = [(path, name) for name in classes for path in _image_files(root / name)]
+    if not found and _image_files(root):
+        raise ValueError(
+            f"no image in {root} lies in a class folder; put each into {root}/<class>/, or try --dataset folder, "
+            "which takes other layouts."
+        )
     if not found:
         raise ValueError(_no_images(root))
     paths, names = zip(*found)
@@ -208,10 +231,17 @@ def _image_files(root: Path) -> list[str]:
 
 
 def _files(root: Path) -> Iterator[str]:
-    """Everything below `root` that is not hidden, behind symbolic links too."""
+    """Every file below `root` that is not hidden, behind symbolic links too."""
     for at, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if _wanted(at, name)]
         yield from (os.path.join(at, name) for name in files if not name.startswith("."))
+
+
+def _wanted(at: str | Path, name: str) -> bool:
+    """Not a hidden folder, nor a link to one that holds it, however it was reached: that would go round for ever."""
+    path = Path(at, name)
+    circle = path.is_symlink() and any(above.resolve().is_relative_to(path.resolve()) for above in path.parents)
+    return not (name.startswith(".") or circle)
 
 
 def _no_images(root: Path) -> str:

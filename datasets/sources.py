@@ -2,6 +2,7 @@
 
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
@@ -89,18 +90,7 @@ def open_source(
     same but for stl10), val what evaluations are tested on. `fraction` of the training images are kept.
     Raises ValueError for an unknown data set and for missing or unsuitable files.
     """
-    from datasets import folders, packed  # not above: they make sources, so they import this module
-
-    openers = {
-        "shapes": lambda path, split: packed.shapes(split),
-        "cifar10": partial(packed.cifar10, download=download),
-        "cifar100": partial(packed.cifar100, download=download),
-        "stl10": partial(packed.stl10, download=download),
-        "npz": packed.npz,
-        "imagenet": folders.imagenet,
-        "imagenet100": partial(folders.imagenet100, listing=imagenet100path),
-        "folder": folders.folder,
-    }
+    openers = _openers(download, imagenet100path)
     if dataset not in openers:
         raise ValueError(f"unknown --dataset {dataset!r}; choose one of {', '.join(openers)}.")
     if dataset != "shapes" and folder is None:
@@ -117,3 +107,18 @@ def open_source(
         f"--data_fraction {fraction:g} keeps {int(kept.sum())} of the {len(source)} training images, "
         "the same ones under every seed.",
     )
+
+
+def _openers(download: bool, listing: str | None) -> dict[str, Callable[[Path, Split], Source]]:
+    from datasets import folders, packed  # not above: they make sources, so they import this module
+
+    return {
+        "shapes": lambda path, split: packed.shapes(split),
+        "cifar10": partial(packed.cifar10, download=download),
+        "cifar100": partial(packed.cifar100, download=download),
+        "stl10": partial(packed.stl10, download=download),
+        "npz": packed.npz,
+        "imagenet": folders.imagenet,
+        "imagenet100": partial(folders.imagenet100, listing=listing),
+        "folder": folders.folder,
+    }

@@ -54,6 +54,17 @@ def test_links_are_followed(tmp_path):
     assert opened(tmp_path / "set").classes == ("a", "b")
 
 
+def test_links_do_not_go_round(tmp_path):
+    save(tmp_path / "up" / "set", "a/1.jpg", "b/2.jpg")
+    save(tmp_path / "far", "c/3.jpg")
+    links = {"a/self": ".", "b/above": "../../..", "loop": "..", "c": "../../far/c", "../../far/c/back": "../../up"}
+    for name, target in links.items():
+        (tmp_path / "up" / "set" / name).symlink_to(target)
+    assert inside(opened(tmp_path / "up" / "set"), tmp_path / "up" / "set") == ["a/1.jpg", "b/2.jpg", "c/3.jpg"]
+    (tmp_path / "up" / "train").symlink_to("set")
+    assert opened(tmp_path / "up", dataset="imagenet").classes == ("a", "b", "c")
+
+
 def test_class_folders_give_up_a_tenth(tmp_path):
     save(tmp_path, *many("", "abc", 20), *many("", "d", 3), "e/1.jpg")
     train, val = opened(tmp_path), opened(tmp_path, "val")
@@ -92,6 +103,28 @@ def test_train_without_val(tmp_path):
 def test_wrong_level(tmp_path):
     save(tmp_path, *many("train/", "ab"), *many("val/", "ab"))
     assert len(opened(tmp_path / "train")) == 36 and len(opened(tmp_path / "train", "val")) == 4
+
+
+def test_one_level_too_high(tmp_path):
+    save(tmp_path, *many("split/train/", "ab"), *many("split/val/", "ab"), "readme.txt")
+    with pytest.raises(ValueError, match=f"holds train/ one level below: give --data_folder {tmp_path / 'split'}"):
+        opened(tmp_path)
+
+
+def test_a_class_called_train(tmp_path):
+    save(tmp_path, *many("", ["cat", "dog", "train"]), "val/1.jpg", "notes/readme.txt")
+    with pytest.raises(ValueError, match="train holds images directly, .* like a class beside cat, dog; rename it"):
+        opened(tmp_path)
+    assert len(opened(tmp_path / "train")) == 20
+
+
+def test_folders_beside_train_are_mentioned_without_labels_too(tmp_path):
+    save(tmp_path, *many("train/", "a"), *many("bus/", "a"))
+    source = opened(tmp_path)
+    assert "has a single class, a: all its 20" in source.remarks[0]
+    assert source.remarks[1:] == (
+        f"{tmp_path / 'train'} is taken for the training images, and bus beside it for something else.",
+    )
 
 
 @pytest.mark.parametrize("beside", [[], ["old/1.jpg", "old/2.jpg", "new/3.jpg"]])
@@ -151,6 +184,14 @@ def test_list(tmp_path):
     assert val.labels.tolist() == [2] and inside(val, tmp_path) == ["pictures/a/3.jpg"]
 
 
+def test_list_with_commas(tmp_path):
+    save(tmp_path, "a/1.jpg", "b, c/2.jpg", "b, c/3,4.PNG")
+    source = opened(write_list(tmp_path / "all.csv", "a/1.jpg,cat", "b, c/2.jpg, cat", "b, c/3,4.PNG\tdog"))
+    assert source.classes == ("cat", "dog") and len(source) == 2
+    source = opened(write_list(tmp_path / "plain.csv", "a/1.jpg", "b, c/3,4.PNG"))
+    assert inside(source, tmp_path) == ["a/1.jpg", "b, c/3,4.PNG"] and source.labels is None
+
+
 def test_list_alone(tmp_path):
     save(tmp_path, *many("", "ab"))
     path = write_list(
@@ -172,7 +213,8 @@ def test_list_alone(tmp_path):
         (["a/0.jpg cat", "a/1.jpg"], "1 of the 2 images in .*list.txt have a label; give one to all or none"),
         (["a/0.jpg", "a/9.jpg"], r"1 of 2 images looked up .* \(for example .*a/9.jpg\).* relative to the folder"),
         (["", "# nothing"], "list.txt lists no images; write a line"),
-        (["a/0.jpg 1", "a/1.jpg,1"], "line 2 of .*list.txt is not `path` or `path label`.*'a/1.jpg,1'"),
+        (["a/0.jpg 1", "a/1.gif 1"], "line 2 of .*list.txt is not `path` or `path label`.*'a/1.gif 1'"),
+        (["path,label", "a/0.jpg,1"], "line 1 of .*list.txt is not `path` or `path label`"),
         (["a\0b"], "list.txt is no text file"),
     ],
 )
@@ -223,6 +265,12 @@ def test_imagenet(tmp_path):
     save(tmp_path, "val/c/1.jpg")
     with pytest.raises(ValueError, match=r"train and .*val differ in 1 classes \(for example c\)"):
         opened(tmp_path, "val", "imagenet")
+
+
+def test_imagenet_without_class_folders(tmp_path):
+    save(tmp_path, "train/1.png", "train/2.png")
+    with pytest.raises(ValueError, match="no image in .*train lies in a class folder; .* try --dataset folder"):
+        opened(tmp_path, dataset="imagenet")
 
 
 def test_imagenet100(tmp_path):
