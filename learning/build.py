@@ -135,7 +135,10 @@ def labelled_sources(opt, train: sources.Source | None = None) -> tuple[sources.
         raise ValueError(
             f"{opt.data_folder} has no labels, and an evaluation needs them; sort the images into a folder per class."
         )
-    return train, source(opt, "val")
+    test, processes = source(opt, "val"), parallel.world_size()
+    if len(test) < processes:
+        raise ValueError(f"{len(test)} images to evaluate on are fewer than the {processes} processes; lower --nprocs.")
+    return train, test
 
 
 def train_loader(opt: ContrastOptions, data: sources.Source, device: torch.device) -> TrainLoader:
@@ -169,6 +172,12 @@ def transforms(opt: ContrastOptions) -> list:
 
 def method(opt: ContrastOptions, steps_per_epoch: int, start: Trunk | None = None) -> Method:
     """The method on the CPU, every weight a function of the seed, except for the backbone that --init gave."""
+    chunks = parallel.world_size() * opt.bn_splits
+    if opt.batch_size < 2 * chunks:
+        raise ValueError(
+            f"--batch_size {opt.batch_size} is too small for the {chunks} parts that batch norm sees separately "
+            "(processes times --bn_splits), which need 2 images each: raise it."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(opt.seed)
         network = encoder(dataclasses.asdict(opt))

@@ -1,12 +1,15 @@
 """One file that holds everything needed to continue or to evaluate. Reading it never runs code."""
 
 import argparse
+import contextlib
 import os
 import pickletools
 import re
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import torch
@@ -16,13 +19,18 @@ METADATA = "__metadata__"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` so that a crash leaves either the old file or the new one, never a torn one."""
-    partial = path.with_suffix(".tmp")
-    with partial.open("wb") as file:
-        torch.save(state, file)
+    """Write `state` to a file."""
+    write(path, partial(torch.save, state))
+
+
+def write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
+    """Let `fill` write a file so that a crash leaves either the old one or the new one, never a torn one."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    with unfinished.open("wb") as file:
+        fill(file)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
+    unfinished.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -50,23 +58,30 @@ def read(path: str | Path) -> Any:
         raise ValueError(f"There is no checkpoint at {path}; give the path of a current.pth or ckpt_epoch_*.pth file.")
     with path.open("rb") as file:
         start = file.read(9)
-    if not start:
-        raise ValueError(f"{path} is empty; copy or download it again.")
-    if start.lstrip().startswith(b"<"):
-        raise ValueError(f"{path} is a web page, not a checkpoint; download the file that the page links to.")
     try:
         return _read_safetensors(path) if start[8:] == b"{" else _read_pickle(path)
     except Exception as error:  # a damaged or foreign file fails in as many ways as there are bytes in it
-        wanted = _called_by(path, str(error))
-        if wanted:
-            raise ValueError(
-                f"{path} wants to call {wanted}, which might run any code, and was not read; where you trust it, "
-                "load it with PyTorch and save its state dict alone with torch.save(state_dict, ...)."
-            ) from error
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint of tensors and plain values ({type(error).__name__}); "
-            "it may be damaged or cut short, so copy or download it again."
-        ) from error
+        raise ValueError(f"{path} {_trouble(path, start, error)}") from error
+
+
+def _trouble(path: Path, start: bytes, error: Exception) -> str:
+    """Why the file that begins with `start` could not be read, and what to do."""
+    if not start:
+        return "is empty; copy or download it again."
+    if start.lstrip().startswith(b"<"):
+        return "is a web page, not a checkpoint; download the file that the page links to."
+    if "TorchScript" in str(error):
+        return "is a TorchScript program; load it with torch.jit.load and save its model.state_dict() with torch.save."
+    wanted = _called_by(path, str(error))
+    if wanted:
+        return (
+            f"wants to call {wanted}, which might run any code, and was not read; where you trust it, "
+            "load it with PyTorch and save its state dict alone with torch.save(state_dict, ...)."
+        )
+    return (
+        f"cannot be read as a checkpoint of tensors and plain values ({type(error).__name__}); "
+        "it may be damaged or cut short, so copy or download it again."
+    )
 
 
 def _read_pickle(path: Path) -> Any:
@@ -89,11 +104,9 @@ def _called_by(path: Path, message: str) -> str:
 def _first_global(path: Path) -> str:
     """The same for a plain pickle in newer notation, of which PyTorch only says that it cannot be read."""
     strings: list[str] = []
-    try:
-        for operation, argument, _ in pickletools.genops(path.read_bytes()):
+    with path.open("rb") as file, contextlib.suppress(ValueError, MemoryError):  # of what is no pickle
+        for operation, argument, _ in pickletools.genops(file):
             if operation.name == "STACK_GLOBAL":
                 return ".".join(strings[-2:])
             strings += [argument] if isinstance(argument, str) else []
-    except ValueError:  # not a pickle
-        pass
     return ""

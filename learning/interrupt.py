@@ -8,9 +8,9 @@ from learning import parallel
 class Interrupt:
     """A context in which the first Ctrl-C only asks the loop to stop; the second one ends the program at once."""
 
-    def __init__(self, *, every: int):
-        """Several processes agree on stopping every `every` steps; a single one stops after the step at hand."""
-        self.every = every
+    every = 10  # steps between two times that several processes ask each other; a single one stops at once
+
+    def __init__(self):
         self.asked = self.stopped = False
 
     def __enter__(self) -> "Interrupt":

@@ -109,6 +109,8 @@ def _rendezvous(url: str, nodes: int) -> dict[str, str]:
 def _spawn(worker: Callable, options: Any, environment: dict[str, str], nodes: int, local: int) -> None:
     """Start `local` processes and wait for them. Ctrl-C is theirs to answer."""
     environment |= {"WORLD_SIZE": str(nodes * local), "LOCAL_WORLD_SIZE": str(local)}
+    # A process that ends in the middle of things leaves semaphores, which are cleaned up with a warning to nobody.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     first_rank = max(options.node_rank, 0) * local
     errors = mp.get_context("spawn").SimpleQueue()
     logging.getLogger(mp.spawn.__module__).setLevel(logging.ERROR)  # else it reports that it ends the other processes

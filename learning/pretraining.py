@@ -44,7 +44,7 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
     for line in training.describe(notes, rules):
         run.log(line)
     run.log(f"run folder {run.folder}")
-    with Interrupt(every=opt.print_freq) as interrupt:
+    with Interrupt() as interrupt:
         training.train(stop=interrupt)
     run.log(f"{training.ending()}\nEverything of this run is in {run.folder}.")
 
@@ -197,6 +197,9 @@ class Pretraining:
         """Tell everything about this run, then train for a few steps, at most to the end of the epoch."""
         for line in [*base.table(self.opt, origins), *self.describe(notes, {}), *self.details()]:
             self.run.log(line)
+        if self.step >= self.last_epoch * self.steps_per_epoch:
+            self.run.log(self.ending())
+            return
         end, self.progress.print_freq = self.step + steps, 1
         model = parallel.wrap(self.method)
         self._train_epoch(model, self.step // self.steps_per_epoch, stop=lambda step: step == end)

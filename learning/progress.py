@@ -35,7 +35,11 @@ class ScoreRecorder:
             return self.past
         rows, index = (_join_ranks(torch.stack(parts)) for parts in zip(*self.parts))
         new = {"rows": rows, "index": index, "step": torch.tensor(self.steps)}
-        return new if self.past is None else {name: torch.cat([self.past[name], new[name]]) for name in new}
+        if self.past is None:
+            return new
+        columns = min(rows.shape[-1], self.past["rows"].shape[-1])  # FT may have been switched on or off in between
+        both = ({**part, "rows": part["rows"][..., :columns]} for part in (self.past, new))
+        return {name: torch.cat(parts) for name, parts in zip(new, zip(*(part.values() for part in both)))}
 
     def write(self, path: Path, **scalars: float) -> None:
         """Save the epoch's file, if anything was recorded, and start anew."""
@@ -54,8 +58,8 @@ def _join_ranks(stacked: Tensor) -> Tensor:
 def _check_finite(values: dict[str, float], step: int) -> None:
     if values and not math.isfinite(values["loss"]):
         raise FloatingPointError(
-            f"The loss became {values['loss']} shortly before step {step}. The last checkpoint is sound: go on from it "
-            "with a smaller --learning_rate, longer --warmup_epochs or no --amp."
+            f"The loss became {values['loss']} shortly before step {step}; start again, or go on from a checkpoint, "
+            "all of which are sound, with a smaller --learning_rate, longer --warmup_epochs or no --amp."
         )
 
 

@@ -33,8 +33,21 @@ HOUSEKEEPING = frozenset(
     }
     # fmt: on
 )
-# Options a checkpoint's tensors depend on.
-SHAPE = ("arch", "width", "stem", "head", "feat_dim", "queue_size", "dataset", "batch_size", "pre_scores")
+# Options a checkpoint's tensors depend on, those first that decide about others.
+SHAPE = (
+    "method",
+    "mem",
+    "optimizer",
+    "arch",
+    "width",
+    "stem",
+    "head",
+    "feat_dim",
+    "queue_size",
+    "dataset",
+    "batch_size",
+    "pre_scores",
+)
 TYPED = ("command line", "published", "implied")  # how the sources of what a user asked for begin
 AUTOMATIC = (None, "auto")
 
@@ -66,8 +79,8 @@ def adopt(opt: Options, origins: dict[str, str], stored: dict[str, Any]) -> tupl
     Whatever the user did not ask for is the checkpoint's. Tensors must fit, so a contradicting shape is refused;
     anything else may be changed on purpose and is noted.
     """
-    taken, notes = {}, []
-    for name, value in dataclasses.asdict(opt).items():
+    taken, notes, rank = {}, [], {name: place for place, name in enumerate(SHAPE)}
+    for name, value in sorted(dataclasses.asdict(opt).items(), key=lambda item: rank.get(item[0], len(rank))):
         before = tuple(stored[name]) if isinstance(stored.get(name), list) else stored.get(name, value)
         if name in HOUSEKEEPING or before == value:
             continue

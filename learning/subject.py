@@ -16,6 +16,7 @@ from options import base
 from options.contrast import ContrastOptions
 from options.linear import FROM_CHECKPOINT, LinearOptions, contradictions
 from options.presets import DATASETS, METHODS
+from options.shared import without_effect
 
 Values = dict[str, Any]  # of the options an encoder was trained with
 NETWORK = ("method", "arch", "width", "head", "feat_dim")  # what may be chosen for an encoder without checkpoint
@@ -36,6 +37,7 @@ def encoder(opt: LinearOptions) -> tuple[Callable[[int], Encoder], Values, list[
     else:
         wrong = _other_architecture(opt, values)
         values = values | _images_meant(opt)
+        remarks = remarks + _unread(opt)
     if wrong:
         raise ValueError(f"{wrong[0]}.")
     return lambda seed: trained, values, remarks
@@ -49,6 +51,13 @@ def _other_architecture(opt: LinearOptions, values: Values) -> list[str]:
         return []
     typed = " ".join(f"--{name} {getattr(opt, name)}" for name in ("arch", "width") if getattr(opt, name))
     return [f"{opt.ckpt} holds a {arch} of width {width:g}, which {typed} contradicts: leave the flag out"]
+
+
+def _unread(opt: LinearOptions) -> list[str]:
+    """What was typed about a training of which another library's file tells nothing."""
+    why = f"with {opt.ckpt}, of which only the backbone is read"
+    typed = {name: getattr(opt, name) for name in FROM_CHECKPOINT if name not in ("method", "arch", "width")}
+    return without_effect(dict.fromkeys(typed, why), {name: x for name, x in typed.items() if x is not None})
 
 
 def _images_meant(opt: LinearOptions) -> Values:
@@ -90,7 +99,7 @@ def fingerprint(encoder: Encoder) -> str:
 
 def complete(opt: LinearOptions, trained: Values) -> tuple[LinearOptions, dict[str, str]]:
     """Fill in the data options that were not typed from those of the training, and tell where they came from."""
-    moved = opt.data_folder is not None and trained["dataset"] == "shapes"
+    moved = opt.data_folder is not None and trained["dataset"] in ("shapes", "npz", "folder")
     dataset = opt.dataset or (_of_folder(opt) if moved else trained["dataset"])
     names = ["input_res", *(("data_folder", "imagenet100path") if dataset == trained["dataset"] else ())]
     taken = {"dataset": dataset} if opt.dataset is None else {}

@@ -24,9 +24,13 @@ def is_ours(state: Any) -> bool:
 def trunk(path: str | Path, state: Any, *, use_ema: bool = False) -> Trunk:
     """The backbone in the `state` that a file holds. ValueError, naming the file, when there is none we can build."""
     try:
-        return find_trunk(state, ema=use_ema)
+        found = find_trunk(state, ema=use_ema)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from error
+    wrong = [name for name, x in found.weights.items() if not x.isfinite().all()]
+    if wrong:
+        raise ValueError(f"{path} holds nan or inf in {wrong[0]}: its training diverged; take an earlier checkpoint.")
+    return found
 
 
 def foreign_encoder(found: Trunk, state: Any) -> tuple[Encoder, dict[str, Any]]:

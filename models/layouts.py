@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, product
 from typing import Any
 
 import torch
@@ -19,53 +20,25 @@ from models.resnet import ARCHITECTURES, resnet, split_factor
 Weights = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """`trunk` and `ema`: what stands before conv1.weight in the encoder and in its moving average.
-
-    `beside` stands before tensors which such files hold too; it tells layouts with the same `trunk` apart. Wrappers
-    (`module.`, `state_dict.`, ...) are left out of all of them.
-    """
-
-    name: str
-    trunk: str
-    ema: str | None = None
-    beside: tuple[str, ...] = ()
-
-
-LAYOUTS = (
-    Layout("contrast-ft", "method.encoder.backbones.0.", "method.momentum_encoder.encoder.backbones.0."),
-    Layout("MoCo", "encoder_q.", "encoder_k."),
-    Layout("MoCo v3", "base_encoder.", "momentum_encoder."),
-    Layout("PyContrast, FT, CMC or SupCon", "encoder.", "model_ema.encoder.", ("head.", "contrast.")),
-    Layout("SimSiam", "encoder.", None, ("predictor.", "encoder.fc.")),
-    Layout("solo-learn", "backbone.", "momentum_backbone.", ("projector.", "classifier.")),
-    Layout("solo-learn (older)", "encoder.", "momentum_encoder.", ("projector.", "classifier.")),
-    Layout("lightly", "backbone.", "backbone_momentum.", ("backbone.1.", "projection_head.")),
-    Layout("mmselfsup", "backbone.", None, ("neck.",)),
-    Layout("OpenSelfSup", "encoder_q.0.", "encoder_k.0.", ("encoder_q.1.",)),
-    Layout("DINO", "student.backbone.", "teacher.backbone."),
-    Layout("VISSL", "_feature_blocks."),
-    Layout("torchvision or timm", "", "model_ema.", ("fc.",)),
-    Layout("timm", "", "state_dict_ema."),
-    Layout("SwAV or DeepCluster", "", None, ("projection_head.", "prototypes.")),
-)
+# What stands before conv1.weight in the encoder -> who writes that, and what stands there in its moving average.
+# Wrappers (`module.`, `state_dict.`, ...) are left out of all of them.
+LAYOUTS: dict[str, tuple[str, ...]] = {
+    "method.encoder.backbones.0.": ("contrast-ft", "method.momentum_encoder.encoder.backbones.0."),
+    "encoder_q.": ("MoCo", "encoder_k."),
+    "encoder_q.0.": ("OpenSelfSup", "encoder_k.0."),
+    "base_encoder.": ("MoCo v3", "momentum_encoder."),
+    "encoder.": ("PyContrast, CMC, SupCon, SimSiam or solo-learn", "model_ema.encoder.", "momentum_encoder."),
+    "backbone.": ("solo-learn, lightly or mmselfsup", "momentum_backbone.", "backbone_momentum."),
+    "student.backbone.": ("DINO", "teacher.backbone."),
+    "_feature_blocks.": ("VISSL",),
+    "": ("torchvision, timm, SwAV or DeepCluster", "model_ema.", "state_dict_ema."),
+}
 
 # Parts of a tensor's name that only say how it was wrapped or stored.
 _WRAPPERS = {
-    # fmt: off
-    "module",
-    "_orig_mod",
-    "_forward_module",
-    "state_dict",
-    "model",
-    "model_state_dict",
-    "net",
-    "base_model",
-    "trunk",
+    "module", "_orig_mod", "_forward_module", "state_dict", "model", "model_state_dict", "net", "base_model", "trunk",
     "classy_state_dict",
-    # fmt: on
-}
+}  # fmt: skip
 _NOT_WEIGHTS = ("optimizer", "lr_scheduler", "scaler", "callbacks", "loops", "amp")
 _TRUNK = re.compile(r"(conv1|bn1|layer\d+)\.")
 _FIRST_BLOCK, _COUNTER = "layer1.0.conv1.weight", "num_batches_tracked"
@@ -107,22 +80,17 @@ def find_trunk(state: Any, *, ema: bool = False) -> Trunk:
     original = _flat(state) if isinstance(state, Mapping) else {}
     if not original:
         raise ValueError("holds no weights of a network; give the file that holds the model, not the optimizer.")
-    named = _torchvision_names({_unwrapped(name): name for name in original})
-    _refuse_other_networks(named)
-    roots = {name.removesuffix(_FIRST_BLOCK) for name in named if name.endswith(_FIRST_BLOCK)}
-    layout = _layout({_unwrapped(name) for name in original}, roots)
-    root = layout.ema if ema else layout.trunk
-    if root not in roots:
-        raise ValueError(f"has the {layout.name} layout without a momentum encoder; leave --use_ema out.")
-    parts = {name.removeprefix(root): old for name, old in named.items() if name.startswith(root)}
-    used = {name: old for name, old in parts.items() if _TRUNK.match(name)}
-    weights = {name: original[old] for name, old in used.items()}
+    named = _torchvision_names(original)
+    _refuse_other_networks(named.values())
+    layout, roots = _layout(named, ema)
+    used = _under(roots, named)
+    _refuse_several(original, used)
+    weights = {name: original[olds[0]] for name, olds in used.items()}
     counters = {name.replace("running_mean", _COUNTER) for name in weights if name.endswith("running_mean")}
     weights |= {name: torch.tensor(0) for name in counters - weights.keys()}  # old files have none
     kind = _architecture(weights)
-    where = used["conv1.weight"].removesuffix("conv1.weight").removesuffix("0.weight")
-    unused = tuple(sorted(original.keys() - set(used.values())))
-    return Trunk(layout.name, where, *kind, weights, unused)
+    unused = tuple(sorted(original.keys() - set(chain(*used.values()))))
+    return Trunk(layout, _beginning(used["conv1.weight"][0], "conv1.weight"), *kind, weights, unused)
 
 
 def same_trunk(arch: str, width: float, found: str, found_width: float) -> bool:
@@ -146,13 +114,17 @@ def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def _torchvision_names(named: dict[str, str]) -> dict[str, str]:
-    """A trunk written as nn.Sequential counts its modules: 0 and 1 are the stem, those made of blocks the stages."""
-    numbers: dict[str, list[int]] = {}
-    for name in named:
+def _torchvision_names(names: Iterable[str]) -> dict[str, str]:
+    """The file's names -> torchvision's, unwrapped.
+
+    A trunk written as nn.Sequential counts its modules: 0 and 1 are the stem, those made of blocks the stages.
+    """
+    named = {name: _unwrapped(name) for name in names}
+    numbers: dict[str, set[int]] = {}
+    for name in named.values():
         stage = re.fullmatch(r"(|.*\.)(\d+)\.0\.conv1\.weight", name)
         if stage:
-            numbers.setdefault(stage[1], []).append(int(stage[2]))
+            numbers.setdefault(stage[1], set()).add(int(stage[2]))
     new = {}
     for root, stages in numbers.items():
         if min(stages) == 2:  # lightly's own ResNet keeps the ReLU in its forward method, and a Sequential loses it
@@ -161,11 +133,10 @@ def _torchvision_names(named: dict[str, str]) -> dict[str, str]:
         new |= {f"{root}{number}.": f"{root}layer{rank}." for rank, number in enumerate(sorted(stages), 1)}
 
     def rename(name: str) -> str:
-        head = re.match(r"(|.*?\.)\d+\.", name)
-        name = name.replace(head[0], new.get(head[0], head[0]), 1) if head else name
+        name = re.sub(r"^(|.*?\.)\d+\.", lambda head: new.get(head[0], head[0]), name)
         return name.replace(".shortcut.", ".downsample.")
 
-    return {rename(name): old for name, old in named.items()}
+    return {old: rename(name) for old, name in named.items()}
 
 
 def _refuse_other_networks(named: Iterable[str]) -> None:
@@ -176,27 +147,59 @@ def _refuse_other_networks(named: Iterable[str]) -> None:
         raise ValueError("holds a vision transformer; this version builds ResNets and ResNeXts only.")
 
 
-def _layout(names: set[str], roots: set[str]) -> Layout:
-    def companions(layout: Layout) -> int:
-        prefixes = (*layout.beside, *([layout.ema] if layout.ema else []))
-        return sum(any(name.startswith(prefix) for name in names) for prefix in prefixes)
+def _layout(named: dict[str, str], ema: bool) -> tuple[str, list[str]]:
+    """Who wrote the file, and what stands before the names of its trunk: several things where it has several names."""
+    roots = {name.removesuffix(_FIRST_BLOCK) for name in named.values() if name.endswith(_FIRST_BLOCK)}
+    known = [trunk for trunk in LAYOUTS if trunk in roots]
+    if not known:
+        raise ValueError(_unknown(named, roots))
+    layout = LAYOUTS[known[0]][0]
+    averages = [root for trunk in known for root in LAYOUTS[trunk][1:] if root in roots]
+    if ema and not averages:
+        raise ValueError(f"has the layout of {layout} without a momentum encoder; leave --use_ema out.")
+    return layout, averages if ema else known
 
-    fitting = [layout for layout in LAYOUTS if layout.trunk in roots]
-    if fitting:
-        return max(fitting, key=companions)
+
+def _unknown(names: Iterable[str], roots: set[str]) -> str:
     prefixes = roots or {prefix for prefix, _ in _groups(names)}
-    pairs = ((prefix, layout) for prefix in sorted(prefixes) for layout in LAYOUTS if layout.trunk)
-    near = max(pairs, key=lambda pair: difflib.SequenceMatcher(None, pair[0], pair[1].trunk).ratio())[1]
-    raise ValueError(
+    pairs = ((prefix, trunk) for prefix in sorted(prefixes) for trunk in LAYOUTS if trunk)
+    _, near = max(pairs, key=lambda pair: difflib.SequenceMatcher(None, *pair).ratio())
+    return (
         f"has no layout this version knows: it holds {summary(names)}; the nearest known one is that of "
-        f"{near.name}, with names such as {near.trunk}{_FIRST_BLOCK}, so save it again with tensors renamed to those."
+        f"{LAYOUTS[near][0]}, with names such as {near}{_FIRST_BLOCK}, so save it again with tensors renamed to those."
     )
+
+
+def _under(roots: list[str], named: dict[str, str]) -> dict[str, list[str]]:
+    """torchvision's names in a trunk -> all of the file's that mean it."""
+    found: dict[str, list[str]] = {}
+    for (old, name), root in product(named.items(), roots):
+        if name.startswith(root) and _TRUNK.match(name, len(root)):
+            found.setdefault(name.removeprefix(root), []).append(old)
+    return found
+
+
+def _refuse_several(original: Weights, used: dict[str, list[str]]) -> None:
+    """One trunk may be stored under two names (OpenSelfSup's `backbone.` is its `encoder_q.0.`), but not two."""
+    for name, (first, *others) in used.items():
+        for other in others:
+            if not torch.equal(original[first], original[other]):
+                places = " and ".join(_beginning(old, name) or "no prefix" for old in (first, other))
+                raise ValueError(f"holds several networks, under {places}; save the one you want alone.")
+
+
+def _beginning(old: str, name: str) -> str:
+    """What stands before `name`, which the file may spell otherwise, in the file's name `old`."""
+    return "".join(f"{part}." for part in old.split(".")[: -len(name.split("."))])
 
 
 def _architecture(weights: Weights) -> tuple[str, float, str]:
     """Name, width and stem. ValueError unless an architecture of `models.resnet` has just these names and shapes."""
     if "conv1.weight" not in weights:
         raise ValueError("holds a ResNet with another stem (several convolutions); only a single one can be read.")
+    channels = weights["conv1.weight"].shape[1]
+    if channels != 3:
+        raise ValueError(f"expects {channels} input channels; this version evaluates encoders of RGB pictures.")
     block = "bottleneck" if "layer1.0.conv3.weight" in weights else "basic"
     last = f"layer1.0.{'conv3' if block == 'bottleneck' else 'conv2'}.weight"
     width = len(weights.get(last, weights[_FIRST_BLOCK])) / _CHANNELS[block]
@@ -217,8 +220,11 @@ def _architecture(weights: Weights) -> tuple[str, float, str]:
 
 @functools.cache
 def _shapes(arch: str, width: float, small: bool) -> frozenset[tuple[str, tuple[int, ...]]]:
-    with torch.device("meta"):
-        names = resnet(arch, width=width, small_stem=small).state_dict()
+    try:
+        with torch.device("meta"):
+            names = resnet(arch, width=width, small_stem=small).state_dict()
+    except ValueError:  # too narrow for its groups
+        names = {}
     return frozenset((name, tuple(x.shape)) for name, x in names.items() if not name.endswith(_COUNTER))
 
 
@@ -251,9 +257,5 @@ _DETECTRON2 = (
 
 def detectron2_names(weights: Weights) -> Weights:
     """A trunk under the names of detectron2's ResNet, which counts no steps."""
-    renamed = {}
-    for name, x in weights.items():
-        for pattern, new in _DETECTRON2:
-            name = re.sub(pattern, new, name)
-        renamed[name] = x
-    return {name: x for name, x in renamed.items() if not name.endswith("num_batches_tracked")}
+    names = {name: functools.reduce(lambda new, rule: re.sub(*rule, new), _DETECTRON2, name) for name in weights}
+    return {names[name]: x for name, x in weights.items() if not name.endswith(_COUNTER)}

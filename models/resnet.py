@@ -117,6 +117,8 @@ class ResNet(nn.Module):
         small_stem: bool,
     ):
         super().__init__()
+        if int(int(64 * width) * group_width / 64) < 1:
+            raise ValueError(f"a width of {width:g} leaves this architecture without channels; raise --width.")
         dim = max(int(64 * width), 64)  # a trunk of half width keeps the full stem, as in CMC
         kernel, stride = (3, 1) if small_stem else (7, 2)
         self.conv1, self.bn1 = _conv(in_channels, dim, kernel, stride), nn.BatchNorm2d(dim)

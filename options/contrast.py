@@ -154,6 +154,7 @@ def parse(argv: list[str]) -> tuple[ContrastOptions, dict[str, str], list[str]]:
     options, sources, typed = base.parse(
         ContrastOptions, argv, layers=_layers, refused=REFUSED, shorthands=(PublishedFT,)
     )
+    options = shared.placed(options)
     if options.mem == "batch":
         options, sources["queue_size"] = dataclasses.replace(options, queue_size=0), "implied by --mem batch"
     return options, sources, _notes(options, typed)

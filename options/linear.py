@@ -82,7 +82,7 @@ REFUSED = contrast.REFUSED | dict.fromkeys(
 def parse(argv: list[str]) -> tuple[LinearOptions, dict[str, str], list[str]]:
     """argv -> options, where each value came from, and lines worth printing. Exits with code 2 on a wrong argv."""
     options, sources, typed = base.parse(LinearOptions, argv, layers=lambda typed: [], refused=REFUSED)
-    return options, sources, _notes(options, typed)
+    return shared.placed(options), sources, _notes(options, typed)
 
 
 def contradictions(options: LinearOptions, trained: dict) -> list[str]:

@@ -1,10 +1,11 @@
 """What both programs have in common: flags, checks, notes."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from typing import Literal
 
-from options.base import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SEED, SHARE, check_ranges, option
+from options.base import BELOW_ONE, FRACTION, NOT_NEGATIVE, POSITIVE, SEED, SHARE, check_ranges, option
 
 DOWNLOADABLE = ("cifar10", "cifar100", "stl10")
 
@@ -17,8 +18,10 @@ class Shared:
     imagenet100path: str | None = option(None, "class list for imagenet100, instead of the one shipped", group="data")
     download: bool = option(False, "fetch cifar10, cifar100 or stl10 into --data_folder", group="data")
     data_fraction: float = option(1.0, "share of the training images, of each class alike", group="data", must=SHARE)
-    mean: tuple[float, ...] | None = option(None, "of the colour channels, 0 to 1; by default the data's", group="data")
-    std: tuple[float, ...] | None = option(None, "the same: standard deviation", group="data", must=POSITIVE)
+    mean: tuple[float, ...] | None = option(
+        None, "of the colour channels, 0 to 1; by default the data's", group="data", must=FRACTION
+    )
+    std: tuple[float, ...] | None = option(None, "the same: standard deviation", group="data", must=SHARE)
     num_workers: int = option(2, "loader processes on this node", group="data", aliases=("-j",), must=NOT_NEGATIVE)
 
     batch_size: int = option(256, "images per step over all processes", group="optimisation", must=POSITIVE)
@@ -45,6 +48,12 @@ class Shared:
     node_rank: int = option(-1, "number of this node, from 0", group="several nodes", aliases=("--rank",))
     dist_url: str = option("tcp://127.0.0.1:23456", "where several nodes meet", group="several nodes")
     dist_backend: Literal["auto", "nccl", "gloo"] = option("auto", "communication library", group="several nodes")
+
+
+def placed(options):
+    """With paths to the data that mean the same from every other folder: checkpoints remember them."""
+    paths = {name: getattr(options, name) for name in ("data_folder", "imagenet100path")}
+    return dataclasses.replace(options, **{name: path and os.path.abspath(path) for name, path in paths.items()})
 
 
 def check(options) -> None:

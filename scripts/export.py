@@ -9,16 +9,20 @@ examples:
 
 import argparse
 import pickle
+import re
 import sys
+from collections.abc import Callable
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from learning import build  # noqa: E402
+from learning import build, checkpoint  # noqa: E402
 from models.encoder import Encoder  # noqa: E402
 from models.heads import UnitLength  # noqa: E402
 from models.layouts import detectron2_names  # noqa: E402
@@ -28,44 +32,44 @@ About = dict[str, Any]  # arch, width, stem, mean, std, input_res and the source
 _STEM = "net.conv1, net.maxpool = torch.nn.Conv2d(3, {}, 3, padding=1, bias=False), torch.nn.Identity()"
 
 
-# Each writes `encoder` to `path` and returns the lines of Python that use the file. Without --head there are no heads.
+# Each gives what fills the file, and the lines of Python that use it at `path`. Without --head there are no heads.
+Written = tuple[Callable[[BinaryIO], Any], str]
 
 
-def to_torchvision(encoder: Encoder, about: About, path: Path) -> str:
+def to_torchvision(encoder: Encoder, about: About, path: Path) -> Written:
     import torchvision
 
     _check("torchvision", about, about["width"] == 1 and hasattr(torchvision.models, about["arch"]))
-    torch.save(_weights(encoder), path)
     layers = [f"torch.nn.{layer}" for head in encoder.heads for layer in head if not isinstance(layer, UnitLength)]
     make = [f"import torch, torchvision\nnet = torchvision.models.{about['arch']}()"]
-    return "\n".join([*make, *_stem(encoder, about), f"net.fc = torch.nn.Sequential({', '.join(layers)})", _load(path)])
+    make += [*_stem(encoder, about), f"net.fc = torch.nn.Sequential({', '.join(layers)})", _load(path)]
+    return partial(torch.save, _weights(encoder)), "\n".join(make)
 
 
-def to_timm(encoder: Encoder, about: About, path: Path) -> str:
+def to_timm(encoder: Encoder, about: About, path: Path) -> Written:
     import timm
 
     _check("timm", about, about["width"] <= 1 and timm.is_model(about["arch"]))
     _check_headless("timm", encoder)
-    torch.save(_weights(encoder), path)
     channels = tuple(int(64 * about["width"]) * 2**stage for stage in range(4))
     narrow = f", channels={channels}" if about["width"] < 1 else ""
     make = [f'import timm, torch\nnet = timm.create_model("{about["arch"]}", num_classes=0{narrow})']
-    return "\n".join([*make, *_stem(encoder, about), _load(path)])
+    return partial(torch.save, _weights(encoder)), "\n".join([*make, *_stem(encoder, about), _load(path)])
 
 
-def to_safetensors(encoder: Encoder, about: About, path: Path) -> str:
+def to_safetensors(encoder: Encoder, about: About, path: Path) -> Written:
     import safetensors.torch
 
     text = {name: ",".join(map(str, x)) if isinstance(x, tuple) else str(x) for name, x in about.items()}
-    safetensors.torch.save_file(_weights(encoder), path, {"format": "pt", **text})
-    return f'import safetensors.torch\nweights = safetensors.torch.load_file("{path}")'
+    content = safetensors.torch.save(_weights(encoder), {"format": "pt", **text})
+    return methodcaller("write", content), f'import safetensors.torch\nweights = safetensors.torch.load_file("{path}")'
 
 
-def to_detectron2(encoder: Encoder, about: About, path: Path) -> str:
+def to_detectron2(encoder: Encoder, about: About, path: Path) -> Written:
     _check("detectron2", about, about["stem"] == "imagenet")
     _check_headless("detectron2", encoder)
     arrays = {name: x.numpy() for name, x in detectron2_names(_weights(encoder)).items()}
-    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "contrast-ft", "matching_heuristics": True}))
+    content = {"model": arrays, "__author__": "contrast-ft", "matching_heuristics": True}
     _, _, groups, group_width = ARCHITECTURES[about["arch"]]
     trunk = encoder.backbones[0]
     settings = {
@@ -80,10 +84,10 @@ def to_detectron2(encoder: Encoder, about: About, path: Path) -> str:
         "MODEL.PIXEL_STD": [round(255 * x, 3) for x in about["std"]],
         "INPUT.FORMAT": "RGB",
     }
-    return "\n".join(f"cfg.{name} = {value!r}" for name, value in settings.items())
+    return partial(pickle.dump, content), "\n".join(f"cfg.{name} = {value!r}" for name, value in settings.items())
 
 
-def to_onnx(encoder: Encoder, about: About, path: Path) -> str:
+def to_onnx(encoder: Encoder, about: About, path: Path) -> Written:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  (what torch.onnx writes with)
@@ -92,12 +96,13 @@ def to_onnx(encoder: Encoder, about: About, path: Path) -> str:
     net = nn.Sequential(*encoder.backbones, *encoder.heads).eval()
     images = torch.randn(3, 3, about["input_res"], about["input_res"])
     names = {"input_names": ["images"], "output_names": ["features"], "dynamic_shapes": ({0: "batch"},)}
-    torch.onnx.export(net, (images[:2],), path, **names, external_data=False, verbose=False)
-    session = onnxruntime.InferenceSession(path)
+    content = torch.onnx.export(net, (images[:2],), **names, verbose=False).model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content)
     wanted, found = net(images).detach(), torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
     if (found - wanted).abs().max() > 1e-4 * wanted.abs().max():
         raise ValueError(f"onnxruntime disagrees with PyTorch about {path}; update onnx, onnxscript and onnxruntime.")
-    return f'import onnxruntime\nnet = onnxruntime.InferenceSession("{path}")\nnet.run(None, {{"images": images}})[0]'
+    code = f'import onnxruntime\nnet = onnxruntime.InferenceSession("{path}")\nnet.run(None, {{"images": images}})[0]'
+    return methodcaller("write", content), code
 
 
 def _weights(encoder: Encoder) -> dict[str, torch.Tensor]:
@@ -127,6 +132,7 @@ def _check_headless(library: str, encoder: Encoder) -> None:
 
 FORMATS = {"torchvision": (to_torchvision, ".pth"), "timm": (to_timm, ".pth"), "onnx": (to_onnx, ".onnx")}
 FORMATS |= {"safetensors": (to_safetensors, ".safetensors"), "detectron2": (to_detectron2, ".pkl")}
+_ENDING = r"\.(pth\.tar|pth|pt|ckpt|safetensors|bin|torch)$"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -158,14 +164,24 @@ def load(file: Path, *, ema: bool, head: bool) -> tuple[Encoder, About, list[str
     return encoder, about | known | {name: tuple(values[name]) for name in ("mean", "std")}, remarks
 
 
+def check_output(path: Path, file: Path) -> None:
+    """ValueError where writing to `path` cannot work or would destroy the checkpoint."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"-o {path} is not the name of a file in a folder that exists; make the folder or change it.")
+    if path.exists() and path.samefile(file):
+        raise ValueError(f"-o {path} is the checkpoint itself, which stays as it is; give another name.")
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     file = options.checkpoint / "current.pth" if options.checkpoint.is_dir() else options.checkpoint
     write, ending = FORMATS[options.to]
-    path = options.output or file.with_name(f"{file.name.split('.')[0]}_{options.to}{ending}")
+    path = options.output or file.with_name(f"{re.sub(_ENDING, '', file.name)}_{options.to}{ending}")
     try:
         encoder, about, remarks = load(file, ema=options.ema, head=options.head)
-        code = write(encoder, about, path)
+        check_output(path, file)
+        fill, code = write(encoder, about, path)
+        checkpoint.write(path, fill)
     except (ValueError, OSError) as error:
         sys.exit(f"export.py: {error}")
     mean, std = (", ".join(f"{x:g}" for x in about[name]) for name in ("mean", "std"))

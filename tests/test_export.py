@@ -3,12 +3,13 @@
 import pickle
 
 import pytest
-import safetensors
+import safetensors.torch
 import torch
 import torchvision
 
 from learning import build, checkpoint
 from models.encoder import Encoder
+from models.resnet import resnet
 from options import contrast
 from scripts import export
 
@@ -33,6 +34,10 @@ def save(path, **changes):
     state = {"method": weights, "optimizer": {}, "scaler": {}, "position": {}, "options": values}
     checkpoint.save(path / "current.pth", state)
     return [network.eval() for network in networks]
+
+
+def under_torchvisions_names():
+    return resnet("resnet18", width=1.0, small_stem=False).state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +181,44 @@ def test_what_a_library_cannot_hold_is_refused(tmp_path, changes, argv, message)
     with pytest.raises(SystemExit, match=f"^export.py: .*{message}"):
         export.main([str(tmp_path / "run"), *argv])
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["current.pth"]
+
+
+def test_every_checkpoint_has_its_own_default_name(tmp_path, capsys):
+    names = {"my.a.pth": "my.a", "my.b.pth.tar": "my.b", "v1.2": "v1.2", "c.d.safetensors": "c.d"}
+    state = under_torchvisions_names()
+    for name in names:
+        (safetensors.torch.save_file if name.endswith("tensors") else torch.save)(state, tmp_path / name)
+        export.main([str(tmp_path / name), "--to", "safetensors"])
+        assert (tmp_path / f"{names[name]}_safetensors.safetensors").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
+    torch.save(under_torchvisions_names(), tmp_path / "a.pth")
+    (tmp_path / "link.pth").symlink_to("a.pth")
+    before = (tmp_path / "a.pth").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for output, message in {
+        "nowhere/x.pth": "in a folder that exists", ".": "in a folder that exists",
+        "a.pth": "is the checkpoint itself", "link.pth": "is the checkpoint itself",
+    }.items():  # fmt: skip
+        with pytest.raises(SystemExit, match=f"^export.py: -o {output} .*{message}"):
+            export.main(["a.pth", "--to", "torchvision", "-o", output])
+    assert (tmp_path / "a.pth").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"a.pth", "link.pth"}
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    torch.save(under_torchvisions_names(), tmp_path / "a.pth")
+    (tmp_path / "out.pth").write_bytes(b"old")
+
+    def crash(state, file):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", crash)
+    with pytest.raises(SystemExit, match="^export.py: No space left"):
+        export.main([str(tmp_path / "a.pth"), "--to", "torchvision", "-o", str(tmp_path / "out.pth")])
+    assert (tmp_path / "out.pth").read_bytes() == b"old"
 
 
 def test_onnx_without_its_packages_is_one_sentence(run, monkeypatch):

@@ -101,6 +101,8 @@ def sentence(program, line, capsys, *, code=1):
         ("--dataset cifar10", ["CIFAR", "--download"]),
         ("--data_folder flat --knn_freq 1", ["label"]),
         ("--batch_size 100 --queue_size 100", ["--batch_size 100", "8 images"]),
+        ("--batch_size 8 --queue_size 8 --bn_splits 5", ["--batch_size 8", "5 parts"]),
+        ("--width 0.001", ["--width"]),
         ("--arch resnet17", ["resnet17"]),
         ("--name run", ["already holds a trained run", "--resume"]),
         ("--resume nowhere", ["no checkpoint at nowhere"]),
@@ -145,7 +147,10 @@ def test_main_linear(work, capsys, line, words):
     assert all(word in said for word in words), said
 
 
-@pytest.mark.parametrize("line", ["--queue_size 2", "--nprocs 3", "--batchsize 8", "--epochs 0", "--name a/b", "extra"])
+@pytest.mark.parametrize(
+    "line",
+    ["--queue_size 2", "--nprocs 3", "--batchsize 8", "--epochs 0", "--name a/b", "--mean 123,116,103", "extra"],
+)
 def test_a_wrong_command_line_ends_with_code_2(work, capsys, line):
     assert sentence("contrast", f"{CONTRAST} {line}", capsys, code=2)
 

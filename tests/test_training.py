@@ -195,6 +195,9 @@ def test_a_trained_run_is_never_overwritten(tmp_path):
     "change, message",
     [
         ("--width 0.25", "--width 0.25 contradicts the checkpoint, which has 0.125"),
+        ("--method SimCLR", "--method SimCLR contradicts the checkpoint, which has MoCov2"),
+        ("--mem batch", "--mem batch contradicts the checkpoint, which has moco"),
+        ("--optimizer lars", "--optimizer lars contradicts"),
         ("--queue_size 80", "--queue_size 80 contradicts"),
         ("--batch_size 10", "--batch_size 10 contradicts"),
     ],
@@ -203,6 +206,15 @@ def test_resume_refuses_what_does_not_fit(tmp_path, change, message):
     folder = train(tmp_path, "--epochs 1")
     with pytest.raises(ValueError, match=message):
         train(tmp_path, "--epochs 2", change, "--resume", str(folder))
+
+
+def test_ft_may_be_switched_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupt, "__call__", lambda self, step: step == 1)
+        folder = train(tmp_path, "--epochs 1")
+    train(tmp_path, "--epochs 1", FT, "--resume", str(folder))
+    with np.load(folder / "scores" / "scores_0001.npz") as scores:
+        assert scores["positive"].shape == (3, 16) and "before_positive" not in scores
 
 
 def test_resume_notes_a_changed_option(tmp_path, capsys):
@@ -214,7 +226,7 @@ def test_resume_notes_a_changed_option(tmp_path, capsys):
 
 @pytest.mark.parametrize("print_freq", [2, 1000])
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path, print_freq):
-    with pytest.raises(FloatingPointError, match="The last checkpoint is sound"):
+    with pytest.raises(FloatingPointError, match="go on from a checkpoint, all of which are sound"):
         train(tmp_path, f"--head linear_wo_norm --epochs 9 --lr 1e30 --print_freq {print_freq}")
     states = [checkpoint.load(path) for path in (tmp_path / "run").glob("*.pth")]
     assert all(x.isfinite().all() for state in states for x in state["method"].values())
@@ -325,12 +337,16 @@ def test_one_process_equals_two_spawned_or_under_torchrun(tmp_path):
 
 
 def test_an_error_on_spawned_processes_is_one_sentence(tmp_path):
-    command = [sys.executable, str(ROOT / "main_contrast.py"), "--nprocs", "2", "--batch_size", "5002"]
-    paths = ["--device", "cpu", "--model_path", str(tmp_path), "--tb_path", str(tmp_path / "tb")]
+    """Even where it comes from late, with progress bars and loaders made."""
+    (tmp_path / "file").touch()
+    command = [sys.executable, str(ROOT / "main_contrast.py"), "--nprocs", "2", "--device", "cpu"]
+    paths = ["--model_path", str(tmp_path / "file"), "--tb_path", str(tmp_path / "tb")]
     ended = subprocess.run([*command, *paths], capture_output=True, text=True, check=False, timeout=120)
     assert ended.returncode == 1
-    assert ended.stderr == "main_contrast.py: --batch_size 5002 is more than the 5000 images there are; lower it.\n"
-    assert not list(tmp_path.iterdir())
+    assert re.fullmatch(
+        r"main_contrast.py: .*/file/\S+ cannot be written to .* choose another --model_path.\n", ended.stderr
+    )
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
