@@ -177,7 +177,7 @@ def _listed(listing: Path) -> Found:
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(sample)} images looked up from {listing} do not exist (for example {missing[0]}); "
-            "write their paths relative to the folder of the list."
+            "put them there, or write their paths relative to the folder of the list."
         )
     return paths, names or None
 
@@ -247,5 +247,6 @@ def _wanted(at: str | Path, name: str) -> bool:
 def _no_images(root: Path) -> str:
     kinds = Counter(os.path.splitext(path)[1] or "other" for path in _files(root))
     most = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))[:3]
-    there = ", ".join(f"{count} {kind} file{'s' * (count > 1)}" for kind, count in most) or "no files at all"
-    return f"no images in {root}, but {there}; names of images end in {', '.join(EXTENSIONS)}."
+    there = ", ".join(f"{count} {kind} file{'s' * (count > 1)}" for kind, count in most)
+    found = f"but {there}" if there else "which is empty"
+    return f"no images in {root}, {found}; names of images end in {', '.join(EXTENSIONS)}."

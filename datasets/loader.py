@@ -1,5 +1,6 @@
 """Loaders: batches of named views, the same ones for any number of workers and any split over processes."""
 
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -25,7 +26,10 @@ class KeyedSampler:
         if batch_size % world_size:
             raise ValueError(f"--batch_size {batch_size} is not a multiple of the {world_size} processes; change one.")
         if n < batch_size:
-            raise ValueError(f"--batch_size {batch_size} is more than the {n} images there are; lower it.")
+            fitting = 1 << max(n.bit_length() - 1, 0)
+            raise ValueError(
+                f"--batch_size {batch_size} is more than the {n} images there are; lower it, to {fitting} or less."
+            )
         self.n, self.batch_size, self.seed = n, batch_size, seed
         share = batch_size // world_size
         self.rows = slice(rank * share, (rank + 1) * share)
@@ -158,6 +162,7 @@ class _Files:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=device.type == "cuda",
+            worker_init_fn=_leave_interrupts,
             generator=torch.Generator(),  # the loader draws a seed for its workers: not from the global generator
         )
 
@@ -172,6 +177,11 @@ class _Files:
             yield from self.loader
         except ValueError as error:  # from a worker it comes wrapped in a traceback; the last line is what it said
             raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Ctrl-C reaches the workers too, but what it means is for the training loop to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Crops(Dataset):

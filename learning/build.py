@@ -267,7 +267,7 @@ def load_encoder(path: str, use_ema: bool) -> tuple[Encoder, dict[str, Any], lis
     prefix = "momentum_encoder.encoder." if use_ema else "encoder."
     tensors = {name.removeprefix(prefix): w for name, w in state["method"].items() if name.startswith(prefix)}
     if not tensors:
-        raise ValueError(f"{path} holds no momentum encoder; evaluate it without --use_ema.")
+        raise ValueError(f"{path} holds no momentum encoder; leave --use_ema or --ema out.")
     network: nn.Module = encoder(state["options"])
     network.load_state_dict(tensors)
     return network.eval(), state["options"], []

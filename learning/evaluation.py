@@ -46,11 +46,12 @@ def evaluate(opt: LinearOptions, *, origins: dict[str, str], notes: list[str]) -
     run = evaluation.run
     run.write_json("options.json", base.to_json(opt, origins))
     run.write_json("environment.json", environment())
-    for line in evaluation.describe(notes):
+    for line in evaluation.describe(notes, "{arch}, width {width:g}, {stem} stem".format(**trained)):
         run.log(line)
     results = evaluation.linear(state) if opt.eval == "linear" else evaluation.knn()
     assert subject.fingerprint(evaluation.encoder) == evaluation.fingerprint, "the frozen encoder changed"
     about = {name: getattr(opt, name) for name in ("eval", "use_ema", "dataset", "input_res", "seed")}
+    about |= {name: trained[name] for name in ("arch", "width", "stem", "head")}
     about["ckpt"] = str(Path(opt.ckpt).resolve()) if opt.ckpt else None
     run.write_json("results.json", about | {"encoder_sha256": evaluation.fingerprint} | results)
     run.log(f"Everything of this evaluation is in {run.folder}.")
@@ -71,8 +72,11 @@ def _stored(path: Path, opt: LinearOptions) -> dict[str, Any]:
 
 
 def _run_name(opt: LinearOptions) -> str:
-    parent = Path(opt.ckpt).resolve().parent.name if opt.ckpt else "Scratch"
-    return f"{parent}_{opt.eval}"
+    if opt.ckpt is None:
+        return f"Scratch_{opt.eval}"
+    path = Path(opt.ckpt).resolve()
+    ours = path.name == "current.pth" or path.name.startswith("ckpt_epoch_")
+    return f"{path.parent.name if ours else path.name.split('.')[0]}_{opt.eval}"
 
 
 class Evaluation:
@@ -103,14 +107,15 @@ class Evaluation:
         weights_and_momentum = 8 * self.encoder.feature_dim * self.n_class
         self.run = open_run(2 * weights_and_momentum)
 
-    def describe(self, notes: list[str]) -> Iterator[str]:
-        """What will happen where, in a few lines."""
+    def describe(self, notes: list[str], network: str) -> Iterator[str]:
+        """What will happen to which `network` and where, in a few lines."""
         opt, encoder = self.opt, "momentum encoder" if self.opt.use_ema else "encoder"
         yield from (f"note: {sentence}" for sentence in dict.fromkeys((*notes, *self.train.remarks)))
         if self.n_class > len(self.train.classes):
             classes = len(self.train.classes)
             yield f"note: --n_class {opt.n_class} is more than the {classes} classes of the images: harmless"
-        yield f"{encoder} of {opt.ckpt}" if opt.ckpt else "untrained encoder: the baseline of every other"
+        origin = f"of {opt.ckpt}" if opt.ckpt else "not trained, the baseline of every other"
+        yield f"{encoder} {origin}: {network}, {opt.input_res} px"
         yield f"{len(self.train)} training and {len(self.test)} test images of {opt.dataset}, {self.n_class} classes"
         yield f"{parallel.world_size()} x {self.device.type}, seed {opt.seed}"
         yield f"run folder {self.run.folder}"

@@ -130,6 +130,7 @@ def _spawned(
 ) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(environment, RANK=str(first_rank + local_rank), LOCAL_RANK=str(local_rank))
+    mp.set_start_method(None, force=True)  # loader workers start as they do in a single process, and not by spawning
     torch.set_num_threads(max(torch.get_num_threads() // int(environment["LOCAL_WORLD_SIZE"]), 1))
     try:
         _join(worker, options)

@@ -190,8 +190,19 @@ class Pretraining:
         yield f"{opt.epochs} epochs of {self.steps_per_epoch} steps of {opt.batch_size} images"
         if rules:
             yield f"chosen automatically: {', '.join(f'{name} {getattr(opt, name)}' for name in rules)}"
+        yield from (f"note: {sentence}" for sentence in self.warnings())
+
+    def warnings(self) -> Iterator[str]:
+        """What works, but hardly as it was meant."""
+        opt = self.opt
         if opt.mem == "moco" and opt.bn_splits == parallel.world_size() == 1:
-            yield "note: batch norm sees the whole batch, which can give the match away; --bn_splits splits it"
+            yield "batch norm sees the whole batch, which can give the match away; --bn_splits splits it"
+        if 2 * opt.queue_size > len(self.data):
+            yield f"--queue_size {opt.queue_size} is more than half of the {len(self.data)} images; lower it"
+        if opt.warmup_epochs >= opt.epochs:
+            yield f"warm-up takes {opt.warmup_epochs} epochs and the run {opt.epochs}: the full rate is never reached"
+        if (opt.ft_pos, opt.ft_neg) != ("none", "none") and opt.ft_begin_epoch >= opt.epochs:
+            yield f"feature transformation never begins: --ft_begin_epoch {opt.ft_begin_epoch}, --epochs {opt.epochs}"
 
     def rehearse(self, notes: list[str], origins: dict[str, str], steps: int = 2) -> None:
         """Tell everything about this run, then train for a few steps, at most to the end of the epoch."""
@@ -229,6 +240,7 @@ class Pretraining:
         epochs = self.opt.epochs
         if self.step == epochs * self.steps_per_epoch:
             return "Done." if self.step > self.begun else f"Already complete: {epochs} of {epochs} epochs."
-        again = [part for part, before in zip(sys.argv, ["", *sys.argv]) if "--resume" not in (part, before)]
+        dropped = {"--resume", "--stop_epoch", "--stop-epoch"}
+        again = [part for part, before in zip(sys.argv, ["", *sys.argv]) if not dropped & {part, before}]
         command = shlex.join(["python", *again, "--resume", str(self.run.folder)])
         return f"Stopped after step {self.step}; go on with: {command}"

@@ -156,7 +156,7 @@ def _layout(named: dict[str, str], ema: bool) -> tuple[str, list[str]]:
     layout = LAYOUTS[known[0]][0]
     averages = [root for trunk in known for root in LAYOUTS[trunk][1:] if root in roots]
     if ema and not averages:
-        raise ValueError(f"has the layout of {layout} without a momentum encoder; leave --use_ema out.")
+        raise ValueError(f"has the layout of {layout} without a momentum encoder; leave --use_ema or --ema out.")
     return layout, averages if ema else known
 
 

@@ -218,7 +218,7 @@ def _unknown(argument: str, parser: argparse.ArgumentParser, refused: dict[str, 
     if name.lstrip("-") in refused:
         return f"{name} {refused[name.lstrip('-')]}"
     if not name.startswith("-"):
-        return f"'{argument}' follows no flag that takes it; every value comes right after its flag"
+        return f"'{argument}' follows no flag that takes it; every value comes right after its flag, as in --name mine"
     flags = {string.lstrip("-"): string for action in parser._actions for string in action.option_strings}
     near = _alike(name.lstrip("-").lower(), flags)
     meant = " or ".join(flags[flag] for flag in near)

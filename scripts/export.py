@@ -176,7 +176,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     file = options.checkpoint / "current.pth" if options.checkpoint.is_dir() else options.checkpoint
     write, ending = FORMATS[options.to]
-    path = options.output or file.with_name(f"{re.sub(_ENDING, '', file.name)}_{options.to}{ending}")
+    parts = [re.sub(_ENDING, "", file.name), options.to, *["ema"] * options.ema, *["head"] * options.head]
+    path = options.output or file.with_name("_".join(parts) + ending)
     try:
         encoder, about, remarks = load(file, ema=options.ema, head=options.head)
         check_output(path, file)

@@ -227,7 +227,7 @@ def test_lists_that_do_not_work(tmp_path, lines, message):
 @pytest.mark.parametrize(
     "names, message",
     [
-        ([], "no images in .*, but no files at all; names of images end in .jpg, "),
+        ([], "no images in .*, which is empty; names of images end in .jpg, "),
         (["a/1.txt", "b/2.txt", "b/film.gif", "Makefile"], "but 2 .txt files, 1 .gif file, 1 other file; names of"),
         (["train/notes.txt", "val/a/1.jpg"], "no images in .*train, but 1 .txt file;"),
     ],

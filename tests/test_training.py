@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.sources import Source
@@ -349,13 +350,21 @@ def test_an_error_on_spawned_processes_is_one_sentence(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
-    flags = f"{SMALL} --model_path {tmp_path} --tb_path {tmp_path}/tb --name run --epochs 50 --device cpu"
+@pytest.mark.parametrize("processes", ["", "--nprocs 2 --num_workers 2"])
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, processes):
+    """The terminal sends it to all processes, those that load images included."""
+    for i in range(32):
+        folder = tmp_path / "images" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (8 * i, 0, 0)).save(folder / f"{i}.png")
+    paths = f"--data_folder {tmp_path}/images --model_path {tmp_path} --tb_path {tmp_path}/tb --name run --input_res 8"
+    flags = f"{SMALL} {paths} --arch resnet18 --batch_size 8 --epochs 500 --device cpu {processes}"
     command = [sys.executable, str(ROOT / "main_contrast.py"), *flags.split()]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **pipes, env=os.environ, start_new_session=True)
     for line in process.stdout:
         if re.search(r"step 6/", line):
-            process.send_signal(signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)
             break
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err

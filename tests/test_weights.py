@@ -120,7 +120,7 @@ def test_the_printed_line_tells_what_was_recognised_and_what_was_left():
 @pytest.mark.parametrize("name", FILES)
 def test_use_ema_takes_the_moving_average(name):
     if name not in WITH_EMA:
-        with pytest.raises(ValueError, match="without a momentum encoder; leave --use_ema out"):
+        with pytest.raises(ValueError, match="without a momentum encoder; leave --use_ema or --ema out"):
             find_trunk(FILES[name], ema=True)
         return
     found = find_trunk(FILES[name], ema=True)
