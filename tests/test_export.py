@@ -103,7 +103,7 @@ def test_safetensors_carry_what_it_takes_to_use_them(tmp_path, capsys):
     encoder, _ = save(tmp_path / "narrow", stem="small", width=0.25)
     scope, _ = exported(capsys, tmp_path / "narrow", "--to", "safetensors", "--head")
     assert {"conv1.weight", "layer4.1.bn2.running_var", "fc.0.weight"} < scope["weights"].keys()
-    path = tmp_path / "narrow" / "current_safetensors.safetensors"
+    path = tmp_path / "narrow" / "current_safetensors_head.safetensors"
     with safetensors.safe_open(path, "pt") as file:
         about = file.metadata()
     wanted = {"arch": "resnet18", "width": "0.25", "stem": "small", "mean": "0.1,0.2,0.3", "std": "0.5,0.25,0.2"}

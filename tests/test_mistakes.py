@@ -213,7 +213,7 @@ def test_a_dry_run_tells_everything_and_leaves_nothing(work, capsys):
         "  temperature                  0.2                  method MoCov2",
         "stem                         small                auto: --input_res 32",
         "images: 8, 2 classes",
-        "steps: 6 = 3 x 2, 0 of them warm-up",
+        "steps: 6 = 3 x 2, 6 of them warm-up",
         "feature transformation: from step 3 on",
         "run folder: save/MoCov2-ft-folder-resnet18-1",
         "epoch 1  step 2/6  loss",

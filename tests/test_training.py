@@ -218,6 +218,12 @@ def test_ft_may_be_switched_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
         assert scores["positive"].shape == (3, 16) and "before_positive" not in scores
 
 
+def test_what_hardly_was_meant_is_noted():
+    said = list(objects("--ft_pos extrapolate --ft_begin_epoch 3 --warmup_epochs 3 --epochs 3").warnings())
+    assert [sentence.split(" ")[0] for sentence in said] == ["--queue_size", "warm-up", "feature"]
+    assert not list(objects("--queue_size 16 --epochs 3").warnings())
+
+
 def test_resume_notes_a_changed_option(tmp_path, capsys):
     folder = train(tmp_path, "--epochs 1")
     train(tmp_path, "--epochs 2 --resume", str(folder))
