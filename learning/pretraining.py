@@ -227,7 +227,8 @@ class Pretraining:
         classes = f"{len(self.data.classes)} classes" if self.data.labels is not None else "no labels"
         yield f"images: {len(self.data)}, {classes}, mean {self.data.mean}, std {self.data.std}"
         yield f"views: {opt.recipe}, crops of {opt.crop_min:g} to 1 of the picture, {opt.input_res} px"
-        yield f"steps: {total} = {opt.epochs} x {per_epoch}, {min(opt.warmup_epochs * per_epoch, total)} of them warm-up"
+        warmup = min(opt.warmup_epochs * per_epoch, total)
+        yield f"steps: {total} = {opt.epochs} x {per_epoch}, {warmup} of them warm-up"
         peak = max(map(rate, range(0, total, max(total // 1000, 1))))
         yield f"learning rate: {rate(0):.3g} at first, {peak:.3g} at most, {rate(total - 1):.3g} at last"
         if opt.ft_pos != "none" or opt.ft_neg != "none":
