@@ -181,10 +181,14 @@ def method(opt: ContrastOptions, steps_per_epoch: int, start: Trunk | None = Non
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(opt.seed)
         network = encoder(dataclasses.asdict(opt))
-        queues = [Queue(opt.queue_size, opt.feat_dim) for _ in network.channels]
-    if start:
-        network.backbones[0].load_state_dict(start.weights)
-    network = split_batch_norm(network, opt.bn_splits) if opt.bn_splits > 1 else network
+        if start:
+            network.backbones[0].load_state_dict(start.weights)
+        network = split_batch_norm(network, opt.bn_splits) if opt.bn_splits > 1 else network
+        return _around(network, opt, steps_per_epoch).to(memory_format=torch.channels_last)
+
+
+def _around(network: Encoder, opt: ContrastOptions, steps_per_epoch: int) -> Method:
+    """The method that trains `network`. A queue's random vectors come from the global generator."""
     rewriting = transforms(opt)
     contrast = Contrast(
         opt.temperature,
@@ -192,12 +196,10 @@ def method(opt: ContrastOptions, steps_per_epoch: int, start: Trunk | None = Non
         begin_step=opt.ft_begin_epoch * steps_per_epoch,
         before=opt.pre_scores and bool(rewriting),
     )
-    whole: Method
     if opt.mem == "batch":
-        whole = SimCLR(network, contrast=contrast, seed=opt.seed)
-    else:
-        whole = MoCo(network, key_momentum=opt.key_momentum, queues=queues, contrast=contrast, seed=opt.seed)
-    return whole.to(memory_format=torch.channels_last)
+        return SimCLR(network, contrast=contrast, seed=opt.seed)
+    queues = [Queue(opt.queue_size, opt.feat_dim) for _ in network.channels]
+    return MoCo(network, key_momentum=opt.key_momentum, queues=queues, contrast=contrast, seed=opt.seed)
 
 
 def optimizer(opt: ContrastOptions, model: Method) -> torch.optim.Optimizer:

@@ -38,6 +38,11 @@ def write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
         os.close(folder)
 
 
+def locate(path: str | Path) -> Path:
+    """The file meant by `path`: of a run folder its newest checkpoint."""
+    return Path(path) / "current.pth" if Path(path).is_dir() else Path(path)
+
+
 def load(path: str | Path) -> dict[str, Any]:
     """The dictionary that `save` wrote, on the CPU. ValueError if there is none or it is not one of ours."""
     state = read(path)
@@ -48,12 +53,12 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def read(path: str | Path) -> Any:
-    """What a file of weights (torch.save or safetensors; a run folder: its newest checkpoint) holds, on the CPU.
+    """What a file of weights (torch.save or safetensors; see `locate`) holds, on the CPU.
 
     Tensors, plain values and argparse.Namespace are read; a pickle that names anything else is refused, with nothing
     it names imported or called. The metadata of a safetensors file come under METADATA. ValueError in one sentence.
     """
-    path = Path(path) / "current.pth" if Path(path).is_dir() else Path(path)
+    path = locate(path)
     if not path.is_file():
         raise ValueError(f"There is no checkpoint at {path}; give the path of a current.pth or ckpt_epoch_*.pth file.")
     with path.open("rb") as file:

@@ -29,8 +29,7 @@ IDENTITY = ("use_ema", "eval", "input_res", "n_class", "cache_features")  # what
 def evaluate(opt: LinearOptions, *, origins: dict[str, str], notes: list[str]) -> None:
     """On every process. `origins` tells where each option's value came from. Writes results.json."""
     keep_freed_memory()
-    if opt.ckpt and Path(opt.ckpt).is_dir():
-        opt = dataclasses.replace(opt, ckpt=str(Path(opt.ckpt) / "current.pth"))
+    opt = dataclasses.replace(opt, ckpt=opt.ckpt and str(checkpoint.locate(opt.ckpt)))
     get_encoder, trained, remarks = subject.encoder(opt)
     notes = [*notes, *remarks]
     opt, taken = subject.complete(opt, trained)

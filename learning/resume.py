@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
+from learning import checkpoint
+
 Options = TypeVar("Options")
 
 # Options that say where a run writes, when it shows something and on what it runs, not what it computes.
@@ -57,8 +59,7 @@ def find(opt: Any) -> Path | None:
     if not opt.resume:
         return None
     if opt.resume != "auto":
-        path = Path(opt.resume)
-        return path / "current.pth" if path.is_dir() else path
+        return checkpoint.locate(opt.resume)
     runs = sorted(Path(opt.model_path).glob("*/current.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
     return next((path for path in runs if opt.name in (None, path.parent.name) and _equal(path.parent, opt)), None)
 

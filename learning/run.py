@@ -48,9 +48,8 @@ class Run:
             self._scalar(name if kind == "epoch" else f"{kind}/{name}", value, epoch if kind == "epoch" else step)
 
     def write_json(self, name: str, content: Any) -> None:
-        partial = self.folder / f"{name}.tmp"
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        partial.replace(self.folder / name)
+        text = json.dumps(content, indent=2) + "\n"
+        checkpoint.write(self.folder / name, lambda file: file.write(text.encode()))
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Write a checkpoint."""

@@ -16,7 +16,7 @@ from options import base
 from options.contrast import ContrastOptions
 from options.linear import FROM_CHECKPOINT, LinearOptions, contradictions
 from options.presets import DATASETS, METHODS
-from options.shared import without_effect
+from options.shared import dataset_of, without_effect
 
 Values = dict[str, Any]  # of the options an encoder was trained with
 NETWORK = ("method", "arch", "width", "head", "feat_dim")  # what may be chosen for an encoder without checkpoint
@@ -56,27 +56,24 @@ def _other_architecture(opt: LinearOptions, values: Values) -> list[str]:
 def _unread(opt: LinearOptions) -> list[str]:
     """What was typed about a training of which another library's file tells nothing."""
     why = f"with {opt.ckpt}, of which only the backbone is read"
-    typed = {name: getattr(opt, name) for name in FROM_CHECKPOINT if name not in ("method", "arch", "width")}
-    return without_effect(dict.fromkeys(typed, why), {name: x for name, x in typed.items() if x is not None})
+    names = (name for name in FROM_CHECKPOINT if name not in ("method", "arch", "width"))
+    typed = {name: getattr(opt, name) for name in names if getattr(opt, name) is not None}
+    return without_effect(dict.fromkeys(typed, why), typed)
 
 
 def _images_meant(opt: LinearOptions) -> Values:
     """Other libraries' files do not tell what they were trained on."""
     if opt.dataset is None and opt.data_folder is None:
         raise ValueError(f"{opt.ckpt} does not say which images it is for: add --data_folder, or --dataset shapes.")
-    dataset = opt.dataset or _of_folder(opt)
+    dataset = opt.dataset or dataset_of(opt.data_folder)
     return {"dataset": dataset, "input_res": DATASETS[dataset].get("input_res", ContrastOptions.input_res)}
-
-
-def _of_folder(opt: LinearOptions) -> str:
-    return "npz" if opt.data_folder.lower().endswith(".npz") else "folder"
 
 
 def _untrained(opt: LinearOptions) -> Values:
     beside = [name for name in (*FROM_CHECKPOINT, "use_ema") if name not in NETWORK and getattr(opt, name)]
     if beside:
         raise ValueError(f"--{beside[0]} is about a trained encoder; leave it out or name its checkpoint with --ckpt.")
-    dataset = opt.dataset or ("shapes" if opt.data_folder is None else _of_folder(opt))
+    dataset = opt.dataset or ("shapes" if opt.data_folder is None else dataset_of(opt.data_folder))
     typed = {name: getattr(opt, name) for name in (*NETWORK, "input_res") if getattr(opt, name) is not None}
     layers = DATASETS[dataset], METHODS[opt.method or ContrastOptions.method], typed, {"dataset": dataset, "seed": 0}
     options, _ = base.merge(ContrastOptions, [("untrained", layer) for layer in layers])
@@ -100,7 +97,7 @@ def fingerprint(encoder: Encoder) -> str:
 def complete(opt: LinearOptions, trained: Values) -> tuple[LinearOptions, dict[str, str]]:
     """Fill in the data options that were not typed from those of the training, and tell where they came from."""
     moved = opt.data_folder is not None and trained["dataset"] in ("shapes", "npz", "folder")
-    dataset = opt.dataset or (_of_folder(opt) if moved else trained["dataset"])
+    dataset = opt.dataset or (dataset_of(opt.data_folder) if moved else trained["dataset"])
     names = ["input_res", *(("data_folder", "imagenet100path") if dataset == trained["dataset"] else ())]
     taken = {"dataset": dataset} if opt.dataset is None else {}
     taken |= {name: trained[name] for name in names if getattr(opt, name) is None and trained.get(name) is not None}

@@ -186,8 +186,7 @@ def published_to_ft(flags: PublishedFT) -> dict[str, object]:
 
 
 def _layers(typed: dict) -> list[tuple[str, dict]]:
-    packed = typed.get("data_folder", "").lower().endswith(".npz")
-    implied = {"dataset": "npz" if packed else "folder"} if "data_folder" in typed else {}
+    implied = {"dataset": shared.dataset_of(typed["data_folder"])} if "data_folder" in typed else {}
     dataset = typed.get("dataset", implied.get("dataset", ContrastOptions.dataset))
     method = typed.get("method", ContrastOptions.method)
     layers = [

@@ -56,6 +56,11 @@ def placed(options):
     return dataclasses.replace(options, **{name: path and os.path.abspath(path) for name, path in paths.items()})
 
 
+def dataset_of(folder: str) -> str:
+    """The data set that --data_folder means by itself."""
+    return "npz" if folder.lower().endswith(".npz") else "folder"
+
+
 def check(options) -> None:
     """Raise ValueError for a value out of range and for shared flags that cannot work together."""
     check_ranges(options)

@@ -174,7 +174,7 @@ def check_output(path: Path, file: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
-    file = options.checkpoint / "current.pth" if options.checkpoint.is_dir() else options.checkpoint
+    file = checkpoint.locate(options.checkpoint)
     write, ending = FORMATS[options.to]
     parts = [re.sub(_ENDING, "", file.name), options.to, *["ema"] * options.ema, *["head"] * options.head]
     path = options.output or file.with_name("_".join(parts) + ending)
