@@ -25,7 +25,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "dev": ["pytest", "ruff", "tensorboard", "scipy", "onnx", "onnxscript", "onnxruntime"],
+        "dev": ["pytest", "ruff", "tensorboard", "scipy", "scikit-image", "onnx", "onnxscript", "onnxruntime"],
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
         "notebooks": ["jupyter", "ipykernel", "nbclient"],
     },

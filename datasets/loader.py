@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.decode import read_image
 from datasets.keyed import generator, sample_keys
-from datasets.recipes import Views
+from datasets.recipes import Recipe
 from datasets.sources import Source
 
 Batch = dict[str, Tensor]
@@ -57,14 +57,15 @@ class TrainLoader:
     """Batches of a training epoch, on `device`.
 
     batch_size is global. A batch holds index, key_draw (the samples' keys of this epoch) and, where the source has
-    labels, label, int64 (n,) each, and every view of the recipe, float (n, 3, res, res). Images held in memory are
-    cropped in batches on the device; files are decoded and cropped by `num_workers` processes.
+    labels, label, int64 (n,) each, and every view of the recipe, float (n, 3, size, size) or of a jigsaw (n, 9, 3,
+    size, size). Images held in memory are cropped in batches on the device; files are decoded and cropped by
+    `num_workers` processes.
     """
 
     def __init__(
         self,
         source: Source,
-        recipe: Views,
+        recipe: Recipe,
         *,
         batch_size: int,
         rank: int = 0,
@@ -96,7 +97,7 @@ class EvalLoader:
     def __init__(
         self,
         source: Source,
-        recipe: Views,
+        recipe: Recipe,
         *,
         batch_size: int,
         rank: int = 0,
@@ -136,7 +137,7 @@ class _InOrder:
 class _Memory:
     """Batches of a source held in memory: uint8 on the device, cropped and finished there."""
 
-    def __init__(self, source: Source, recipe: Views, sampler: KeyedSampler | _InOrder, device: torch.device):
+    def __init__(self, source: Source, recipe: Recipe, sampler: KeyedSampler | _InOrder, device: torch.device):
         self.images, self.labels = source.images.to(device), source.labels
         self.recipe, self.sampler, self.device = recipe, sampler, device
 
@@ -153,7 +154,9 @@ class _Memory:
 class _Files:
     """Batches of image files: decoded and cropped by workers, finished on the device."""
 
-    def __init__(self, source, recipe: Views, sampler: KeyedSampler | _InOrder, num_workers: int, device: torch.device):
+    def __init__(
+        self, source, recipe: Recipe, sampler: KeyedSampler | _InOrder, num_workers: int, device: torch.device
+    ):
         self.recipe, self.device = recipe, device
         read_image(source.images[0])  # files that are no images are found out before anything starts
         self.loader = DataLoader(
@@ -170,7 +173,7 @@ class _Files:
         for batch in self._decoded():
             keys = batch["key_draw"]
             batch = {name: x.to(self.device, non_blocking=True) for name, x in batch.items()}
-            yield batch | self.recipe.finish({view: batch[view] for view in self.recipe.views}, keys)
+            yield batch | self.recipe.finish(batch, keys)
 
     def _decoded(self) -> Iterator[Batch]:
         try:
@@ -185,7 +188,7 @@ def _leave_interrupts(worker: int) -> None:
 
 
 class _Crops(Dataset):
-    def __init__(self, source: Source, recipe: Views):
+    def __init__(self, source: Source, recipe: Recipe):
         self.source, self.recipe = source, recipe
 
     def __getitem__(self, sample: tuple[int, int]) -> dict[str, int | Tensor]:
@@ -196,7 +199,7 @@ class _Crops(Dataset):
         return item | self.recipe.crop(read_image(self.source.images[index]), key)
 
 
-def _feed(source: Source, recipe: Views, sampler: KeyedSampler | _InOrder, num_workers: int, device: torch.device):
+def _feed(source: Source, recipe: Recipe, sampler: KeyedSampler | _InOrder, num_workers: int, device: torch.device):
     if source.in_memory:
         return _Memory(source, recipe, sampler, device)
     return _Files(source, recipe, sampler, num_workers, device)

@@ -46,6 +46,13 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
     return images.index_copy_(0, rows, separable(images.index_select(0, rows), down, across))
 
 
+def solarize(images: Tensor, mask: Tensor) -> Tensor:
+    """Invert what is .5 or brighter in the images chosen by mask (N,) bool on the CPU. Works in place."""
+    rows = _rows(mask, images.device)
+    chosen = images.index_select(0, rows)
+    return images.index_copy_(0, rows, torch.where(chosen < 0.5, chosen, 1 - chosen))
+
+
 def luma(images: Tensor) -> Tensor:
     """(N, 3, H, W) -> (N, 1, H, W)."""
     red, green, blue = images.split(1, dim=1)
@@ -72,15 +79,21 @@ def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
     A channel is value - chroma * wave(sixths of a turn), the same clipped triangle wave for red, green and blue, each a
     third of a turn further: no conversion to HSV and back.
     """
+    sixths, chroma, value = hue_chroma_value(images)
+    offset = torch.tensor([5 / 6, 3 / 6, 1 / 6]).view(1, 3, 1, 1).to(images.device, non_blocking=True)
+    turns = sixths.div_(6).add_(factor.view(-1, 1, 1)).unsqueeze(1) + offset
+    wave = turns.sub_(turns.floor()).mul_(6).sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
+    return value.unsqueeze(1) - wave.mul_(chroma.unsqueeze(1))
+
+
+def hue_chroma_value(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, 3, H, W) -> three of (N, H, W): hue in sixths of the colour circle from -1 to 5, chroma and value in 0..1."""
     red, green, blue = images.unbind(1)
     value = red.maximum(green).maximum(blue)
     chroma = value - red.minimum(green).minimum(blue)
     sixths = torch.where(value == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4))
     sixths = torch.where(value == red, green - blue, sixths).div_(chroma.clamp(min=1e-8))  # grey: 0 / 1e-8
-    offset = torch.tensor([5 / 6, 3 / 6, 1 / 6]).view(1, 3, 1, 1).to(images.device, non_blocking=True)
-    turns = sixths.div_(6).add_(factor.view(-1, 1, 1)).unsqueeze(1) + offset
-    wave = turns.sub_(turns.floor()).mul_(6).sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
-    return value.unsqueeze(1) - wave.mul_(chroma.unsqueeze(1))
+    return sixths, chroma, value
 
 
 OPERATIONS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)  # as numbered by `order`

@@ -1,11 +1,16 @@
 """Recipes: how an image becomes the named views that training or an evaluation sees.
 
-A recipe has a geometric part, `crop` (one Pillow image, in a loader worker) or `crop_batch` (a set held in memory,
-where the images are), and a part for whole batches on the device, `finish`. Every number a view needs is drawn from
-the sample's key and the view's name; `parameters` returns them, so a preview shows exactly what training sees.
+A recipe has a look for every view. A look has a geometric part, `crop` (one Pillow image, in a loader worker) or
+`crop_batch` (a set held in memory, where the images are), and a part for whole batches on the device, `finish`. Every
+number a look needs is drawn from the sample's key and the view's name; `parameters` returns them, so a preview shows
+exactly what training sees.
 """
 
-from dataclasses import dataclass
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import cycle
 from typing import Protocol
 
 import numpy as np
@@ -13,61 +18,60 @@ import torch
 import torchvision.transforms.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import RandAugment
 
 from datasets import augment, photometric
+from datasets.colours import Colours
 from datasets.keyed import hash64, uniform
 from datasets.sources import SMALL
 
-Triple = tuple[float, float, float]
-PAIR = ("query", "key")
+IMAGENET_GREY = (124, 116, 104)
+BLUR_SIGMA = (0.1, 2.0)
+GRID = 3  # a jigsaw has GRID x GRID pieces
+
+GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+GENTLE = ("AutoContrast", "Identity", "Sharpness", *GEOMETRIC)  # colours stay what they are
+ALL = (
+    *("AutoContrast", "Equalize", "Invert", "Posterize", "Solarize", "SolarizeAdd"),
+    *("Color", "Contrast", "Brightness", "Sharpness", *GEOMETRIC),
+)
 
 
-class Views(Protocol):
-    """What the loaders ask of a recipe."""
+class Look(Protocol):
+    """What a recipe asks of whatever makes one view."""
 
     name: str
-    input_res: int
-    views: tuple[str, ...]
 
-    def crop(self, image: Image.Image, key: int) -> dict[str, Tensor]:
-        """RGB image -> {view: uint8 (3, input_res, input_res)}."""
+    def crop(self, image: Image.Image, key: int) -> Tensor:
+        """RGB image -> uint8 (3, size, size), or (pieces, 3, size, size)."""
 
-    def crop_batch(self, images: Tensor, keys: Tensor) -> dict[str, Tensor]:
-        """uint8 (N, 3, H, W) on any device, keys (N,) on the CPU -> {view: float 0..1 (N, 3, input_res, input_res)}."""
+    def crop_batch(self, images: Tensor, keys: Tensor) -> Tensor:
+        """float 0..1 (N, 3, H, W) on any device, keys (N,) on the CPU -> float 0..1 (N, ...), each as `crop` has it."""
 
-    def finish(self, views: dict[str, Tensor], keys: Tensor) -> dict[str, Tensor]:
-        """Cropped views, uint8 or float 0..1 -> normalised float views of the same shape and device."""
+    def finish(self, images: Tensor, keys: Tensor, colours: Colours) -> Tensor:
+        """Cropped images, uint8 or float 0..1 -> new normalised float ones of the same shape and device."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Random resized crop and flip, then colour jitter, grey and blur, each with its probability.
+class Style:
+    """Colour jitter, grey, blur and solarisation, in this order and each with its probability.
 
     The blur is a true Gaussian of the drawn sigma; Pillow's GaussianBlur, which the published recipes call with the
     same sigma, approximates it by repeated box filters. Colour is computed in floating point, without rounding in
-    between.
+    between. `randaugment` names the operations of timm's RandAugment, none to leave it out. It needs 8 bits, so it
+    comes first, straight after the crop; published recipes have it between blur and grey.
     """
 
-    name: str
-    input_res: int
-    views: tuple[str, ...]
-    crop_scale: tuple[float, float]
-    mean: Triple
-    std: Triple
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
     jitter_p: float = 0.0
     gray_p: float = 0.0
     blur_p: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    flip_p: float = 0.5
-    randaugment: bool = False
+    solarize_p: float = 0.0
+    randaugment: tuple[str, ...] = ()
+    small_jitter: float = 1.0  # factor on the jitter of small pictures
 
     def parameters(self, keys: Tensor, view: str) -> dict[str, Tensor]:
-        """Every number drawn for `view` of the samples `keys` (N,).
-
-        crop (N, 22) uniform numbers for the box, flip (N,) bool; brightness, contrast, saturation, hue (N,) factors;
-        order (N, 4), -1 where the jitter is left out; gray (N,) bool; sigma (N,) pixels, 0 where the blur is left out.
+        """brightness, contrast, saturation, hue (N,) factors; order (N, 4), -1 where the jitter is left out; gray (N,)
+        bool; sigma (N,) pixels, 0 where the blur is left out; solarize (N,) bool.
         """
 
         def draw(name: str, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -76,142 +80,254 @@ class Recipe:
         brightness, contrast, saturation, hue = self.jitter
         order = uniform(keys, 4, f"{view}/order").argsort(dim=1, stable=True)
         order[draw("jitter") >= self.jitter_p] = -1
-        sigma = draw("sigma", *self.blur_sigma)
-        return self._geometry(keys, view) | {
+        return {
             "brightness": draw("brightness", max(0.0, 1 - brightness), 1 + brightness),
             "contrast": draw("contrast", max(0.0, 1 - contrast), 1 + contrast),
             "saturation": draw("saturation", max(0.0, 1 - saturation), 1 + saturation),
             "hue": draw("hue", -hue, hue),
             "order": order,
             "gray": draw("gray") < self.gray_p,
-            "sigma": torch.where(draw("blur") < self.blur_p, sigma, 0.0),
+            "sigma": torch.where(draw("blur") < self.blur_p, draw("sigma", *BLUR_SIGMA), 0.0),
+            "solarize": draw("solarize") < self.solarize_p,
         }
 
-    def crop(self, image: Image.Image, key: int) -> dict[str, Tensor]:
-        return {view: _to_tensor(self._crop(image, key, view)) for view in self.views}
-
-    def crop_batch(self, images: Tensor, keys: Tensor) -> dict[str, Tensor]:
-        height, width = images.shape[2:]
-        images, cropped = images.float().div_(255), {}
-        for view in self.views:
-            drawn = self._geometry(keys, view)
-            boxes = augment.random_resized_crop_boxes(drawn["crop"], height, width, self.crop_scale)
-            boxes, flip = (x.to(images.device, non_blocking=True) for x in (boxes, drawn["flip"]))
-            matrices = augment.crop_matrices(boxes, flip, height, width, self.input_res)
-            cropped[view] = self._randaugmented(augment.separable(images, *matrices), keys, view)
-        return cropped
-
-    def finish(self, views: dict[str, Tensor], keys: Tensor) -> dict[str, Tensor]:
-        return {view: self._finish(images, self.parameters(keys, view)) for view, images in views.items()}
-
-    def _geometry(self, keys: Tensor, view: str) -> dict[str, Tensor]:
-        return {
-            "crop": uniform(keys, 2 * augment.ATTEMPTS + 2, f"{view}/crop"),
-            "flip": uniform(keys, 1, f"{view}/flip").squeeze(1) < self.flip_p,
-        }
-
-    def _crop(self, image: Image.Image, key: int, view: str) -> Image.Image:
-        keys = torch.tensor([key])
-        drawn = self._geometry(keys, view)
-        boxes = augment.random_resized_crop_boxes(drawn["crop"], image.height, image.width, self.crop_scale)
-        top, left, height, width = boxes[0].tolist()
-        image = image.crop((left, top, left + width, top + height))
-        image = image.resize((self.input_res, self.input_res), Image.Resampling.BILINEAR)
-        if drawn["flip"].item():
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return _randaugment(image, keys, view) if self.randaugment else image
-
-    def _randaugmented(self, images: Tensor, keys: Tensor, view: str) -> Tensor:
-        """The batch through Pillow, image by image: slow, and on a GPU a trip to the host."""
-        if not self.randaugment:
-            return images
-        pictures = images.mul(255).round_().byte().permute(0, 2, 3, 1).cpu().numpy()
-        changed = [_randaugment(Image.fromarray(p), k, view) for p, k in zip(pictures, keys.split(1))]
-        return torch.stack([_to_tensor(p) for p in changed]).to(images.device).float().div_(255)
-
-    def _finish(self, images: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        images = _to_float(images)
+    def apply(self, images: Tensor, keys: Tensor, view: str) -> Tensor:
+        """float 0..1 (N, 3, H, W) -> the same, changed in place."""
+        drawn = self.parameters(keys, view)
         factors = {name: drawn[name] for name in ("brightness", "contrast", "saturation", "hue", "order")}
         images = photometric.color_jitter(images, **factors)
         images = photometric.grayscale(images, drawn["gray"])
         images = photometric.blur(images, drawn["sigma"])
-        return _normalise(images, self.mean, self.std)
+        return photometric.solarize(images, drawn["solarize"])
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The test view: shorter side to 256/224 of the resolution, centre crop. Small images are only brought to size."""
+class View:
+    """A random resized crop, flipped half of the time, in a style. `crop_scale` is the share of the picture."""
 
     name: str
-    input_res: int
-    mean: Triple
-    std: Triple
-    views: tuple[str, ...] = ("image",)
+    size: int
+    crop_scale: tuple[float, float]
+    style: Style = Style()
+
+    def parameters(self, keys: Tensor) -> dict[str, Tensor]:
+        """Every number drawn for the samples `keys` (N,).
+
+        crop (N, 22) uniform numbers for the box, flip (N,) bool, and those of the style.
+        """
+        return self._geometry(keys) | self.style.parameters(keys, self.name)
+
+    def crop(self, image: Image.Image, key: int) -> Tensor:
+        keys = torch.tensor([key])
+        boxes, flip = self._boxes(keys, image.height, image.width)
+        top, left, height, width = boxes[0].tolist()
+        image = image.crop((left, top, left + width, top + height))
+        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        if flip.item():
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return _to_tensor(self._randaugment(image, keys))
+
+    def crop_batch(self, images: Tensor, keys: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        boxes, flip = (x.to(images.device, non_blocking=True) for x in self._boxes(keys, height, width))
+        crops = augment.separable(images, *augment.crop_matrices(boxes, flip, height, width, self.size))
+        return self._randaugmented(crops, keys) if self.style.randaugment else crops
+
+    def finish(self, images: Tensor, keys: Tensor, colours: Colours) -> Tensor:
+        return colours(self.style.apply(_to_float(images), keys, self.name))
+
+    def _geometry(self, keys: Tensor) -> dict[str, Tensor]:
+        return {
+            "crop": uniform(keys, 2 * augment.ATTEMPTS + 2, f"{self.name}/crop"),
+            "flip": uniform(keys, 1, f"{self.name}/flip").squeeze(1) < 0.5,
+        }
+
+    def _boxes(self, keys: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        drawn = self._geometry(keys)
+        return augment.random_resized_crop_boxes(drawn["crop"], height, width, self.crop_scale), drawn["flip"]
+
+    def _randaugment(self, image: Image.Image, key: Tensor) -> Image.Image:
+        """timm's draws from two global generators, so those are seeded for the call and put back."""
+        if not self.style.randaugment:
+            return image
+        state, numpy_state = random.getstate(), np.random.get_state()
+        seed = int(hash64(key, f"{self.name}/randaugment")) % 2**32
+        random.seed(seed)
+        np.random.seed(seed)
+        image = _randaugment(self.style.randaugment)(image)
+        random.setstate(state)
+        np.random.set_state(numpy_state)
+        return image
+
+    def _randaugmented(self, images: Tensor, keys: Tensor) -> Tensor:
+        """The batch through Pillow, image by image: slow, and on a GPU a trip to the host."""
+        pictures = images.mul(255).round_().byte().permute(0, 2, 3, 1).cpu().numpy()
+        changed = [self._randaugment(Image.fromarray(p), key) for p, key in zip(pictures, keys.split(1))]
+        return torch.stack([_to_tensor(p) for p in changed]).to(images.device).float().div_(255)
+
+
+@dataclass(frozen=True)
+class Jigsaw:
+    """Nine pieces of a crop, each from a random place in its cell of a 3 x 3 grid and in a style drawn for itself.
+
+    PIRL (Misra & van der Maaten, CVPR 2020): cells of 85 pixels, pieces of 64. They are in reading order: a head that
+    shuffles their embeddings does what shuffling the pieces would.
+    """
+
+    frame: View  # what is cut up
+
+    @property
+    def name(self) -> str:
+        return self.frame.name
+
+    def crop(self, image: Image.Image, key: int) -> Tensor:
+        return self._pieces(self.frame.crop(image, key).unsqueeze(0), torch.tensor([key])).squeeze(0)
+
+    def crop_batch(self, images: Tensor, keys: Tensor) -> Tensor:
+        return self._pieces(self.frame.crop_batch(images, keys), keys)
+
+    def finish(self, images: Tensor, keys: Tensor, colours: Colours) -> Tensor:
+        keys = hash64(keys.unsqueeze(1), torch.arange(images.shape[1]))
+        return self.frame.finish(images.flatten(0, 1), keys.flatten(), colours).view(images.shape)
+
+    def _pieces(self, images: Tensor, keys: Tensor) -> Tensor:
+        """(N, 3, size, size) -> (N, 9, 3, piece, piece)."""
+        cell = self.frame.size // GRID
+        piece = round(cell * 64 / 85)
+        place = uniform(keys, 2 * GRID**2, f"{self.name}/pieces").view(-1, 2, GRID**2) * (cell - piece + 1)
+        number = torch.arange(GRID**2)
+        corner = place.long() + cell * torch.stack([number // GRID, number % GRID])
+        top, left = corner.to(images.device, non_blocking=True).unbind(1)
+        sample = torch.arange(len(images), device=images.device).unsqueeze(1)
+        return images.unfold(2, piece, 1).unfold(3, piece, 1)[sample, :, top, left]
+
+
+@dataclass(frozen=True)
+class Centre:
+    """Resize the shorter side, then crop the centre: to 256 and 224 pixels, or in that proportion.
+
+    Small pictures are resized to `size` itself.
+    """
+
+    name: str
+    size: int
 
     @property
     def side(self) -> int:
-        return self.input_res * 256 // 224 if self.input_res > SMALL else self.input_res
+        return self.size * 256 // 224 if self.size > SMALL else self.size
 
-    def crop(self, image: Image.Image, key: int) -> dict[str, Tensor]:
-        image = F.resize(image, self.side)
-        return {"image": _to_tensor(F.center_crop(image, self.input_res))}
+    def crop(self, image: Image.Image, key: int) -> Tensor:
+        return _to_tensor(F.center_crop(F.resize(image, self.side), self.size))
 
-    def crop_batch(self, images: Tensor, keys: Tensor) -> dict[str, Tensor]:
-        images = images.float().div_(255)
+    def crop_batch(self, images: Tensor, keys: Tensor) -> Tensor:
         if min(images.shape[2:]) != self.side:
             images = F.resize(images, self.side, antialias=True)
-        return {"image": F.center_crop(images, self.input_res)}
+        return F.center_crop(images, self.size)
+
+    def finish(self, images: Tensor, keys: Tensor, colours: Colours) -> Tensor:
+        return colours(_to_float(images))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The looks of an image, one for each view, and the colours in which all of them are seen."""
+
+    name: str
+    looks: tuple[Look, ...]
+    colours: Colours
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(look.name for look in self.looks)
+
+    def crop(self, image: Image.Image, key: int) -> dict[str, Tensor]:
+        """RGB image -> {view: uint8 (..., 3, size, size)}."""
+        return {look.name: look.crop(image, key) for look in self.looks}
+
+    def crop_batch(self, images: Tensor, keys: Tensor) -> dict[str, Tensor]:
+        """uint8 (N, 3, H, W) on any device, keys (N,) on the CPU -> {view: float 0..1 (N, ..., 3, size, size)}."""
+        images = images.float().div_(255)
+        return {look.name: look.crop_batch(images, keys) for look in self.looks}
 
     def finish(self, views: dict[str, Tensor], keys: Tensor) -> dict[str, Tensor]:
-        return {view: _normalise(_to_float(images), self.mean, self.std) for view, images in views.items()}
+        """Cropped views, uint8 or float 0..1 -> normalised float views of the same shape and device."""
+        return {look.name: look.finish(views[look.name], keys, self.colours) for look in self.looks}
 
 
-def mocov1(input_res: int, crop_scale: tuple[float, float], mean: Triple, std: Triple) -> Recipe:
-    """MoCo (He et al., CVPR 2020), in the order of PyContrast: colour jitter always, then grey."""
-    colour = {"jitter": (0.4, 0.4, 0.4, 0.4), "jitter_p": 1.0, "gray_p": 0.2}
-    return Recipe("mocov1", input_res, PAIR, crop_scale, mean, std, **colour)
+_MOCOV2 = Style(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_p=0.2, blur_p=0.5)
+_SIMCLR = replace(_MOCOV2, jitter=(0.8, 0.8, 0.8, 0.2), small_jitter=0.5)
+_BYOL = replace(_MOCOV2, jitter=(0.4, 0.4, 0.2, 0.1))
+
+# The views of an image take turns with the styles. None blurs small pictures.
+RECIPES = {
+    # MoCo (He et al., CVPR 2020), InsDis, PIRL and CMC as PyContrast has them.
+    "mocov1": (Style(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, gray_p=0.2),),
+    "cmc": (Style(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=1.0),),
+    # MoCo v2 (Chen et al., arXiv 2003.04297); CMC v2 and InfoMin (Tian et al., NeurIPS 2020).
+    "mocov2": (_MOCOV2,),
+    "cmcv2": (replace(_MOCOV2, gray_p=0.0, randaugment=GENTLE),),
+    "infomin": (replace(_MOCOV2, jitter=(0.8, 0.8, 0.8, 0.2), randaugment=ALL),),
+    # SimCLR (Chen et al., ICML 2020, appendix A; B.9 for small pictures), and SwAV (Caron et al., NeurIPS 2020) as it.
+    "simclr": (_SIMCLR,),
+    "swav": (_SIMCLR,),
+    # BYOL (Grill et al., NeurIPS 2020, appendix B).
+    "byol": (replace(_BYOL, blur_p=1.0), replace(_BYOL, blur_p=0.1, solarize_p=0.2)),
+}
 
 
-def mocov2(input_res: int, crop_scale: tuple[float, float], mean: Triple, std: Triple) -> Recipe:
-    """MoCo v2 (Chen et al., arXiv 2003.04297): jitter, grey, blur (no blur for small images)."""
-    colour = {"jitter": (0.4, 0.4, 0.4, 0.1), "jitter_p": 0.8, "gray_p": 0.2}
-    return Recipe("mocov2", input_res, PAIR, crop_scale, mean, std, **colour, blur_p=0.5 if input_res > SMALL else 0.0)
-
-
-def simclr(input_res: int, crop_scale: tuple[float, float], mean: Triple, std: Triple) -> Recipe:
-    """SimCLR (Chen et al., ICML 2020, appendix A): strong jitter, grey, blur; for small images (appendix B.9) half
-    the strength and no blur.
-    """
-    small = input_res <= SMALL
-    strength = 0.5 if small else 1.0
-    jitter = (0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength)
-    colour = {"jitter": jitter, "jitter_p": 0.8, "gray_p": 0.2, "blur_p": 0.0 if small else 0.5}
-    return Recipe("simclr", input_res, PAIR, crop_scale, mean, std, **colour)
-
-
-RECIPES = {"mocov1": mocov1, "mocov2": mocov2, "simclr": simclr}
-
-
-def probe(
-    input_res: int, crop_scale: tuple[float, float], mean: Triple, std: Triple, *, randaugment: bool = False
+def training(
+    recipe: str,
+    *,
+    views: tuple[str, ...],
+    input_res: int,
+    crop_min: float,
+    colours: Colours,
+    small: tuple[int, int, float] = (0, 0, 0.0),
+    jigsaw: bool = False,
 ) -> Recipe:
-    """Training view "image" of the linear probe: random resized crop and flip, on request RandAugment."""
-    return Recipe("probe", input_res, ("image",), crop_scale, mean, std, randaugment=randaugment)
+    """The recipe `recipe` (a name in RECIPES) for `views` of side input_res that cover crop_min or more of the picture.
 
-
-def evaluation(input_res: int, mean: Triple, std: Triple) -> Evaluation:
-    """Test view "image" of the evaluations."""
-    return Evaluation("evaluation", input_res, mean, std)
-
-
-def _randaugment(image: Image.Image, keys: Tensor, view: str) -> Image.Image:
-    """RandAugment (Cubuk et al., 2020), two operations of magnitude 10.
-
-    torchvision's draws from the global generator, so that one is seeded for the call and put back.
+    small: how many views "small0", "small1", ... to add, their side, and the smallest share they cover, the largest
+    being crop_min (multi-crop, SwAV). jigsaw: add the view "jigsaw" of .6 or more of the picture, without blur,
+    solarisation and RandAugment.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(hash64(keys, f"{view}/randaugment")))
-        return RandAugment(num_ops=2, magnitude=10, num_magnitude_bins=11)(image)
+    count, small_res, small_min = small
+    styles = [_sized(style, input_res) for style in RECIPES[recipe]]
+    crops = [(view, input_res, (crop_min, 1.0)) for view in views]
+    crops += [(f"small{i}", small_res, (small_min, crop_min)) for i in range(count)]
+    looks = [View(*crop, style) for crop, style in zip(crops, cycle(styles))]
+    if jigsaw:
+        style = replace(styles[0], blur_p=0.0, solarize_p=0.0, randaugment=())
+        looks.append(Jigsaw(View("jigsaw", GRID * round(input_res * 255 / 224 / GRID), (0.6, 1.0), style)))
+    return Recipe(recipe, tuple(looks), colours)
+
+
+def probe(input_res: int, crop_scale: tuple[float, float], colours: Colours, *, randaugment: bool = False) -> Recipe:
+    """Training view "image" of the linear probe: random resized crop and flip, on request RandAugment."""
+    style = Style(randaugment=ALL if randaugment else ())
+    return Recipe("probe", (View("image", input_res, crop_scale, style),), colours)
+
+
+def evaluation(input_res: int, colours: Colours) -> Recipe:
+    """Test view "image" of the evaluations."""
+    return Recipe("evaluation", (Centre("image", input_res),), colours)
+
+
+def _sized(style: Style, input_res: int) -> Style:
+    if input_res > SMALL:
+        return style
+    return replace(style, jitter=tuple(style.small_jitter * x for x in style.jitter), blur_p=0.0)
+
+
+@cache
+def _randaugment(operations: tuple[str, ...]) -> Callable[[Image.Image], Image.Image]:
+    """RandAugment (Cubuk et al., 2020): two of the operations, each left out half of the time, of magnitude 10."""
+    from timm.data.auto_augment import rand_augment_transform  # slow to import
+
+    known = [name for name in operations if name != "Identity"]  # which timm does not have
+    transform = rand_augment_transform("rand-m10-n2-mstd0.5", {"img_mean": IMAGENET_GREY}, known)
+    transform.ops += [lambda image: image] * (len(operations) - len(known))
+    return transform
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
@@ -222,8 +338,3 @@ def _to_float(images: Tensor) -> Tensor:
     """A contiguous float copy in 0..1 that may be changed in place."""
     copy = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     return copy if images.is_floating_point() else copy.div_(255)
-
-
-def _normalise(images: Tensor, mean: Triple, std: Triple) -> Tensor:
-    mean, std = (torch.tensor(x).view(1, 3, 1, 1).to(images.device, non_blocking=True) for x in (mean, std))
-    return images.sub_(mean).div_(std)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import secrets
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -10,18 +11,28 @@ import torch
 from torch import nn
 
 from datasets import recipes, sources
+from datasets.colours import Colours
+from datasets.colours import colours as colour_space
 from datasets.loader import EvalLoader, TrainLoader
 from learning import parallel, weights
 from learning.evaluations import knn
-from learning.methods.base import Contrast, Method
+from learning.losses import NCE, Cosine, InfoNCE
+from learning.methods.bank import MemoryBank
+from learning.methods.base import Contrast, Method, Rewriting
+from learning.methods.byol import BYOL
+from learning.methods.jigsaw import Jigsaw
 from learning.methods.moco import MoCo
 from learning.methods.simclr import SimCLR
-from learning.schedule import Schedule
+from learning.methods.simsiam import SimSiam
+from learning.methods.supcon import SupCon
+from learning.methods.swav import SwAV
+from learning.schedule import Schedule, cosine
 from memory.feature_transform import Coefficient, NegativeTransform, PositiveTransform
-from memory.stores import Queue
-from models.encoder import Encoder
+from memory.stores import Bank, Queue
+from models.encoder import CHANNELS, Encoder
+from models.heads import JigsawHead, predictor
 from models.layouts import Trunk, same_trunk
-from models.norm import split_batch_norm
+from models.norm import split_batch_norm, sync_batch_norm
 from options.contrast import ContrastOptions
 
 LARGEST_QUEUE = 65536
@@ -49,13 +60,15 @@ def resolve(
             _queue_size(n_data),
             f"largest power of two up to half of {n_data} images, at most {LARGEST_QUEUE}",
         )
-    if opt.key_momentum is None and opt.mem == "moco":
+    if opt.key_momentum is None and (opt.mem == "moco" or opt.method == "BYOL"):
         chosen["key_momentum"] = 0.999 if n_data >= LARGE else 0.99, f"0.99 below {LARGE} images, 0.999 from there on"
     if opt.bn_splits == "auto":
         chosen["bn_splits"] = _bn_splits(opt)
     if opt.stem == "auto":
         small = opt.input_res <= sources.SMALL
         chosen["stem"] = "small" if small else "imagenet", f"--input_res {opt.input_res}"
+    if opt.method == "SwAV":
+        chosen |= _swav(opt, n_data)
     if opt.warmup_epochs is None:
         length = (10 if opt.epochs > 500 else 5) if opt.warm or opt.batch_size > 256 else 0
         chosen["warmup_epochs"] = length, "with --warm or a batch above 256: 5 epochs, 10 of more than 500"
@@ -73,14 +86,24 @@ def settle(opt, chosen: dict[str, tuple[Any, str]] | None = None) -> tuple[Any, 
     return dataclasses.replace(opt, **values), {name: f"auto: {why}" for name, (_, why) in chosen.items()}
 
 
+def _swav(opt: ContrastOptions, n_data: int) -> dict[str, tuple[Any, str]]:
+    """3000 prototypes, small views of 96 where large ones have 224, and the first epoch frozen, as published."""
+    rules = {
+        "prototypes": (max(min(3000, n_data // 16), 2), "3000, but no more than a sixteenth of the images"),
+        "small_res": (max(round(opt.input_res * 96 / 224), 1), f"96 / 224 of --input_res {opt.input_res}"),
+        "freeze_prototypes": (n_data // opt.batch_size, "the steps of an epoch"),
+    }
+    return {name: rule for name, rule in rules.items() if getattr(opt, name) is None}
+
+
 def _queue_size(n_data: int) -> int:
     return min(LARGEST_QUEUE, 1 << max((n_data // 2).bit_length() - 1, 0))
 
 
 def _bn_splits(opt: ContrastOptions) -> tuple[int, str]:
     """Several processes protect the match by shuffling (MoCo, section 3.3); one process splits its batch instead."""
-    if opt.mem == "batch":
-        return 1, "positives and negatives come from the same batch"
+    if opt.mem != "moco":
+        return 1, f"with --mem {opt.mem} batch norm cannot give the match away"
     if parallel.world_size() > 1:
         return 1, "batches are shuffled over processes"
     fitting = [n for n in SPLIT_CHUNK if opt.batch_size % n == 0 and 2 * n <= opt.batch_size]
@@ -142,7 +165,21 @@ def labelled_sources(opt, train: sources.Source | None = None) -> tuple[sources.
 
 
 def train_loader(opt: ContrastOptions, data: sources.Source, device: torch.device) -> TrainLoader:
-    recipe = recipes.RECIPES[opt.recipe](opt.input_res, (opt.crop_min, 1.0), data.mean, data.std)
+    """Batches of the views that the method needs. ValueError where it needs labels and there are none."""
+    if opt.method == "SupCon" and data.labels is None:
+        raise ValueError(
+            f"--method SupCon learns from labels and {opt.data_folder or opt.dataset} has none; sort the images into a "
+            "folder per class or choose another --method."
+        )
+    recipe = recipes.training(
+        opt.recipe,
+        views=("query",) if opt.mem == "bank" else ("query", "key"),
+        input_res=opt.input_res,
+        crop_min=opt.crop_min,
+        colours=colours(dataclasses.asdict(opt), data),
+        small=(opt.small_crops, opt.small_res, opt.small_min) if opt.method == "SwAV" else (0, 0, 0.0),
+        jigsaw=opt.jigsaw,
+    )
     return TrainLoader(
         data,
         recipe,
@@ -154,23 +191,30 @@ def train_loader(opt: ContrastOptions, data: sources.Source, device: torch.devic
     )
 
 
+def colours(values: dict[str, Any], data: sources.Source) -> Colours:
+    """How the encoder trained with these option values wants to see the images of `data`."""
+    return colour_space(values.get("modal", "RGB"), values.get("view", "YDbDr"), data.mean, data.std)
+
+
 def encoder(values: dict[str, Any]) -> Encoder:
     """An untrained encoder from option values, as they are stored in a checkpoint."""
-    return Encoder(**{name: values[name] for name in ("arch", "width", "stem", "head", "feat_dim")})
+    channels = CHANNELS[values.get("modal", "RGB")]
+    return Encoder(**{name: values[name] for name in ("arch", "width", "stem", "head", "feat_dim")}, channels=channels)
 
 
 def transforms(opt: ContrastOptions) -> list:
     chosen = []
     if opt.ft_pos != "none":
         lam = Coefficient(1.0 if opt.ft_pos_distribution == "uniform" else opt.ft_pos_alpha, opt.ft_pos_granularity)
-        chosen.append(PositiveTransform(lam, opt.ft_pos == "extrapolate", opt.ft_post_norm in ("pos", "both")))
+        unit = opt.ft_post_norm in ("pos", "both") or opt.method == "SwAV"  # whose prototypes are of unit length
+        chosen.append(PositiveTransform(lam, opt.ft_pos == "extrapolate", unit))
     if opt.ft_neg != "none":
         lam = Coefficient(1.0 if opt.ft_neg_distribution == "uniform" else opt.ft_neg_alpha, opt.ft_neg_granularity)
         chosen.append(NegativeTransform(lam, opt.ft_neg == "append", opt.ft_post_norm in ("neg", "both")))
     return chosen
 
 
-def method(opt: ContrastOptions, steps_per_epoch: int, start: Trunk | None = None) -> Method:
+def method(opt: ContrastOptions, steps_per_epoch: int, n_data: int, start: Trunk | None = None) -> Method:
     """The method on the CPU, every weight a function of the seed, except for the backbone that --init gave."""
     chunks = parallel.world_size() * opt.bn_splits
     if opt.batch_size < 2 * chunks:
@@ -184,35 +228,95 @@ def method(opt: ContrastOptions, steps_per_epoch: int, start: Trunk | None = Non
         if start:
             network.backbones[0].load_state_dict(start.weights)
         network = split_batch_norm(network, opt.bn_splits) if opt.bn_splits > 1 else network
-        return _around(network, opt, steps_per_epoch).to(memory_format=torch.channels_last)
+        made = _around(network, opt, steps_per_epoch, n_data).to(memory_format=torch.channels_last)
+    return _synchronised(made, opt) if opt.sync_bn and parallel.world_size() > 1 else made
 
 
-def _around(network: Encoder, opt: ContrastOptions, steps_per_epoch: int) -> Method:
-    """The method that trains `network`. A queue's random vectors come from the global generator."""
-    rewriting = transforms(opt)
-    contrast = Contrast(
-        opt.temperature,
-        rewriting,
-        begin_step=opt.ft_begin_epoch * steps_per_epoch,
-        before=opt.pre_scores and bool(rewriting),
-    )
+def _synchronised(made: Method, opt: ContrastOptions) -> Method:
+    if parallel.device(opt.device, opt.gpu).type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(made)
+    return sync_batch_norm(made, parallel.mean_with_gradient, parallel.world_size())
+
+
+def _around(network: Encoder, opt: ContrastOptions, steps_per_epoch: int, n_data: int) -> Method:
+    """The method that trains `network`. A memory's random vectors come from the global generator."""
+    rewriting, modalities, seed = _rewriting(opt, steps_per_epoch), len(network.channels), opt.seed
+    match opt.method:
+        case "SwAV":
+            return _make_swav(network, opt, rewriting, steps_per_epoch)
+        case "SimSiam":
+            head, contrast = predictor(opt.feat_dim, max(opt.feat_dim // 4, 1)), Contrast(Cosine(0, 1), rewriting)
+            return SimSiam(network, predictor=head, fix_predictor=opt.fix_pred_lr, contrast=contrast, seed=seed)
+        case "BYOL":
+            head, contrast = predictor(opt.feat_dim, 2 * network.feature_dim), Contrast(Cosine(2, 2), rewriting)
+            momentum = _key_momentum(opt, steps_per_epoch)
+            return BYOL(network, predictor=head, key_momentum=momentum, contrast=contrast, seed=seed)
+    objective = InfoNCE(opt.temperature)
+    if opt.loss == "nce":
+        objective = NCE(opt.temperature, tasks=modalities * (1 + opt.jigsaw))
+    contrast = Contrast(objective, rewriting)
     if opt.mem == "batch":
-        return SimCLR(network, contrast=contrast, seed=opt.seed)
+        return (SupCon if opt.method == "SupCon" else SimCLR)(network, contrast=contrast, seed=seed)
+    heads = [JigsawHead(opt.head, trunk.feature_dim, opt.feat_dim) for trunk in network.backbones if opt.jigsaw]
+    common = {"contrast": contrast, "seed": seed, "jigsaw": [Jigsaw(heads, opt.beta)] if heads else []}
+    if opt.mem == "bank":
+        banks = [Bank(n_data, opt.feat_dim, opt.bank_momentum) for _ in network.channels]
+        return MemoryBank(network, banks=banks, negatives=opt.queue_size, **common)
     queues = [Queue(opt.queue_size, opt.feat_dim) for _ in network.channels]
-    return MoCo(network, key_momentum=opt.key_momentum, queues=queues, contrast=contrast, seed=opt.seed)
+    return MoCo(network, key_momentum=_key_momentum(opt, steps_per_epoch), queues=queues, **common)
+
+
+def _make_swav(network: Encoder, opt: ContrastOptions, rewriting: Rewriting, steps_per_epoch: int) -> SwAV:
+    return SwAV(
+        network,
+        dim=opt.feat_dim,
+        prototypes=opt.prototypes,
+        small=opt.small_crops,
+        temperature=opt.temperature,
+        epsilon=opt.epsilon,
+        iterations=opt.sinkhorn_iterations,
+        freeze=opt.freeze_prototypes,
+        queues=[Queue(opt.queue_size, opt.feat_dim) for _ in range(2) if opt.queue_size],
+        queue_start=opt.queue_epoch * steps_per_epoch,
+        rewriting=rewriting,
+        seed=opt.seed,
+    )
+
+
+def _rewriting(opt: ContrastOptions, steps_per_epoch: int) -> Rewriting:
+    chosen = transforms(opt)
+    return Rewriting(
+        chosen,
+        begin_step=opt.ft_begin_epoch * steps_per_epoch,
+        untouched=() if opt.ft_jigsaw else ("jigsaw",),
+        before=opt.pre_scores and bool(chosen),
+    )
+
+
+def _key_momentum(opt: ContrastOptions, steps_per_epoch: int) -> Callable[[int], float]:
+    """The key encoder's momentum by step; the cosine ends at 1 (Grill et al., 2020, section 3.2)."""
+    if opt.key_schedule == "constant":
+        return lambda step: opt.key_momentum
+    return lambda step: 1 - cosine(step / (opt.epochs * steps_per_epoch), 1 - opt.key_momentum)
 
 
 def optimizer(opt: ContrastOptions, model: Method) -> torch.optim.Optimizer:
-    """SGD, or LARS (You et al., 2017) as SimCLR uses it: biases and norms neither decay nor adapt their rate."""
+    """SGD or LARS (You et al., 2017). Without --decay_all biases and norms do not decay, and LARS leaves their rate."""
     settings = {"lr": opt.learning_rate, "momentum": opt.momentum, "weight_decay": opt.weight_decay}
+    groups = model.param_groups()
+    if opt.optimizer == "sgd" and opt.decay_all:
+        return torch.optim.SGD(groups, **settings)
+    large = {"always_adapt": True} if opt.optimizer == "lars" else {}
+    small = {} if opt.decay_all else {"weight_decay": 0.0}
+    groups = [
+        group | {"params": [p for p in group["params"] if (p.ndim > 1) is many]} | special
+        for group in groups
+        for many, special in ((True, large), (False, small))
+    ]
     if opt.optimizer == "sgd":
-        return torch.optim.SGD(model.param_groups(), **settings)
+        return torch.optim.SGD(groups, **settings)
     from timm.optim import Lars  # slow to import, and seldom needed
 
-    groups = []
-    for group in model.param_groups():
-        adapted, plain = ([p for p in group["params"] if (p.ndim > 1) is many] for many in (True, False))
-        groups += [group | {"params": adapted, "always_adapt": True}, group | {"params": plain, "weight_decay": 0.0}]
     return Lars(groups, **settings)
 
 
@@ -236,11 +340,11 @@ def autocast(amp: str, device: torch.device) -> partial[AbstractContextManager]:
     return partial(torch.autocast, device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
 
 
-def eval_loader(opt, data: sources.Source, device: torch.device) -> EvalLoader:
+def eval_loader(opt, data: sources.Source, device: torch.device, seen: Colours) -> EvalLoader:
     """Every image of `data` once, under the test view."""
     return EvalLoader(
         data,
-        recipes.evaluation(opt.input_res, data.mean, data.std),
+        recipes.evaluation(opt.input_res, seen),
         batch_size=opt.batch_size,
         **parallel.share(),
         num_workers=workers(opt),
@@ -252,7 +356,8 @@ def knn_accuracy(
     opt: ContrastOptions, network: Encoder, images: tuple[sources.Source, sources.Source], device: torch.device
 ) -> dict[str, dict[str, float]]:
     """k-NN top-1 and top-5 of an encoder in training, on the backbone and on the head output."""
-    loaders = (eval_loader(opt, source, device) for source in images)
+    seen = colours(dataclasses.asdict(opt), images[0])
+    loaders = (eval_loader(opt, source, device, seen) for source in images)
     n_class, precision = len(images[0].classes), autocast(opt.amp, device)
     return knn.evaluate(network, *loaders, k=200, temperature=0.1, n_class=n_class, autocast=precision)
 

@@ -15,9 +15,9 @@ class Draws:
     step: int
     keys: Tensor
 
-    def per_sample(self, count: int, salt: str) -> Tensor:
-        """Uniform numbers (N, count) in [0, 1)."""
-        return keyed.uniform(self.keys, count, salt)
+    def per_sample(self, count: int, salt: str, keys: Tensor | None = None) -> Tensor:
+        """Uniform numbers (N, count) in [0, 1), for the samples of the batch or for other `keys` (N,)."""
+        return keyed.uniform(self.keys if keys is None else keys, count, salt)
 
     def shared(self, salt: str) -> Generator:
         """A generator on the batch's device, seeded by (seed, step, salt)."""

@@ -31,15 +31,15 @@ def train_epoch(
         progress.data_ready()
         lr = schedule(step)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = group["lr"] if group.get("fixed_lr") else lr
         with autocast():
             out = model(batch | {"step": step})
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(out.loss).backward()
-        method.after_backward()
+        method.after_backward(step)
         scaler.step(optimizer)
         scaler.update()
-        method.after_step(out)
+        method.after_step(out, step)
         progress.step_done(step, out, batch, lr)
         step += 1
         if stop(step):

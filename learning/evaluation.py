@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from datasets import recipes
+from datasets.colours import Colours
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.sources import Source
 from learning import build, checkpoint, parallel, resume, subject
@@ -23,7 +24,9 @@ from models.encoder import Encoder
 from options import base
 from options.linear import LinearOptions
 
-IDENTITY = ("use_ema", "eval", "input_res", "n_class", "cache_features")  # what a resumed probe must agree on
+# What a resumed probe must agree on.
+IDENTITY = ("use_ema", "eval", "layer", "view", "input_res", "n_class", "cache_features")
+LARGE = 4e9  # bytes of features that are worth a word
 
 
 def evaluate(opt: LinearOptions, *, origins: dict[str, str], notes: list[str]) -> None:
@@ -38,19 +41,21 @@ def evaluate(opt: LinearOptions, *, origins: dict[str, str], notes: list[str]) -
     if state:
         opt, adopted, changes = resume.adopt(opt, origins, state["options"])
         taken, notes = taken | adopted, [*notes, f"going on from {found}", *changes]
-    opt, rules = build.settle(opt)
+    published = {} if opt.learning_rate else {"learning_rate": subject.learning_rate(trained, opt.layer)}
+    opt, rules = build.settle(opt, published)
     images = subject.images(opt, trained)
     origins = origins | taken | rules
-    evaluation = Evaluation(opt, get_encoder(opt.seed), images, partial(open_folder, opt, found, state, _run_name(opt)))
+    open_run = partial(open_folder, opt, found, state, _run_name(opt, origins))
+    evaluation = Evaluation(opt, get_encoder(opt.seed), images, build.colours(trained, images[0]), open_run)
     run = evaluation.run
     run.write_json("options.json", base.to_json(opt, origins))
     run.write_json("environment.json", environment())
-    for line in evaluation.describe(notes, "{arch}, width {width:g}, {stem} stem".format(**trained)):
+    for line in evaluation.describe(notes, subject.network(trained)):
         run.log(line)
     results = evaluation.linear(state) if opt.eval == "linear" else evaluation.knn()
     assert subject.fingerprint(evaluation.encoder) == evaluation.fingerprint, "the frozen encoder changed"
-    about = {name: getattr(opt, name) for name in ("eval", "use_ema", "dataset", "input_res", "seed")}
-    about |= {name: trained[name] for name in ("arch", "width", "stem", "head")}
+    about = {name: getattr(opt, name) for name in ("eval", "layer", "use_ema", "dataset", "input_res", "seed")}
+    about |= {name: trained[name] for name in ("arch", "width", "stem", "head", "modal", "view")}
     about["ckpt"] = str(Path(opt.ckpt).resolve()) if opt.ckpt else None
     run.write_json("results.json", about | {"encoder_sha256": evaluation.fingerprint} | results)
     run.log(f"Everything of this evaluation is in {run.folder}.")
@@ -61,7 +66,7 @@ def _stored(path: Path, opt: LinearOptions) -> dict[str, Any]:
     before, now = state["options"], dataclasses.asdict(opt)
     if "eval" not in before:
         raise ValueError(f"{path} is not a checkpoint of main_linear.py; --ckpt names the encoder, --resume the probe.")
-    differing = [name for name in IDENTITY if before[name] != now[name]]
+    differing = [name for name in IDENTITY if before.get(name, now[name]) != now[name]]
     if differing:
         name = differing[0]
         raise ValueError(
@@ -70,12 +75,13 @@ def _stored(path: Path, opt: LinearOptions) -> dict[str, Any]:
     return state
 
 
-def _run_name(opt: LinearOptions) -> str:
+def _run_name(opt: LinearOptions, origins: dict[str, str]) -> str:
+    kind = opt.eval if origins["layer"] == LAST else f"{opt.layer}_{opt.eval}"
     if opt.ckpt is None:
-        return f"Scratch_{opt.eval}"
+        return f"Scratch_{kind}"
     path = Path(opt.ckpt).resolve()
     ours = path.name == "current.pth" or path.name.startswith("ckpt_epoch_")
-    return f"{path.parent.name if ours else path.name.split('.')[0]}_{opt.eval}"
+    return f"{path.parent.name if ours else path.name.split('.')[0]}_{kind}"
 
 
 class Evaluation:
@@ -89,9 +95,10 @@ class Evaluation:
         opt: LinearOptions,
         encoder: Encoder,
         images: tuple[Source, Source],
+        colours: Colours,
         open_run: Callable[[int], Run | SilentRun],
     ):
-        self.opt = opt
+        self.opt, self.colours = opt, colours
         self.train, self.test = images
         self.n_class = subject.n_class(opt, self.train)
         self.device = parallel.device(opt.device, opt.gpu)
@@ -103,7 +110,9 @@ class Evaluation:
         if opt.eval == "linear":
             crops = self._train_loader()  # made for cached features too: it refuses a batch that does not fit
             self.train_batches = self.train_batches if opt.cache_features else crops
-        weights_and_momentum = 8 * self.encoder.feature_dim * self.n_class
+        picture = torch.zeros(1, 3, opt.input_res, opt.input_res, device=self.device)
+        self.dim = self._features(picture).shape[1]
+        weights_and_momentum = 8 * self.dim * self.n_class
         self.run = open_run(2 * weights_and_momentum)
 
     def describe(self, notes: list[str], network: str) -> Iterator[str]:
@@ -113,8 +122,13 @@ class Evaluation:
         if self.n_class > len(self.train.classes):
             classes = len(self.train.classes)
             yield f"note: --n_class {opt.n_class} is more than the {classes} classes of the images: harmless"
+        size = 4 * self.dim * (len(self.train) + len(self.test))
+        if (opt.cache_features or opt.eval == "knn") and size > LARGE:
+            yield f"note: the features of all images take {size / 1e9:.0f} GB of memory, in every process"
         origin = f"of {opt.ckpt}" if opt.ckpt else "not trained, the baseline of every other"
         yield f"{encoder} {origin}: {network}, {opt.input_res} px"
+        rate = f", learning rate {opt.learning_rate:g}" if opt.eval == "linear" else ""
+        yield f"{opt.eval} on {self.dim} features of layer {opt.layer}{rate}"
         yield f"{len(self.train)} training and {len(self.test)} test images of {opt.dataset}, {self.n_class} classes"
         yield f"{parallel.world_size()} x {self.device.type}, seed {opt.seed}"
         yield f"run folder {self.run.folder}"
@@ -122,7 +136,7 @@ class Evaluation:
     def knn(self) -> dict[str, Any]:
         """Classify the test images by their neighbours."""
         k = min(self.opt.knn_k, len(self.train))
-        votes = {"k": k, "temperature": self.opt.knn_t, "n_class": self.n_class}
+        votes = {"k": k, "temperature": self.opt.knn_t, "n_class": self.n_class, "layer": self.opt.layer}
         results = knn.evaluate(self.encoder, self.train_batches, self.test_batches, **votes, autocast=self.autocast)
         values = {f"{feature}_{top}": value for feature, found in results.items() for top, value in found.items()}
         self.run.record("knn", epoch=0, step=0, **values)
@@ -187,7 +201,7 @@ class Evaluation:
 
     def _features(self, images: Tensor) -> Tensor:
         with self.autocast():
-            return self.encoder.features(images)
+            return self.encoder.features(images, self.opt.layer)
 
     def _batches(self) -> tuple[Cached | Live, Iterable]:
         """Training and test features: of new crops in every epoch, or computed once with --cache_features."""
@@ -198,19 +212,19 @@ class Evaluation:
         return Cached(*features, batch_size=opt.batch_size, seed=opt.seed, **parallel.share()), list(test)
 
     def _eval_loader(self, source: Source) -> EvalLoader:
-        return build.eval_loader(self.opt, source, self.device)
+        return build.eval_loader(self.opt, source, self.device, self.colours)
 
     def _train_loader(self) -> TrainLoader:
         opt, source = self.opt, self.train
         randaugment = opt.aug_linear == "RA"
-        view = recipes.probe(opt.input_res, (opt.crop, 1.0), source.mean, source.std, randaugment=randaugment)
+        view = recipes.probe(opt.input_res, (opt.crop, 1.0), self.colours, randaugment=randaugment)
         options = {"batch_size": opt.batch_size, "seed": opt.seed, "num_workers": build.workers(opt)}
         return TrainLoader(source, view, **options, device=self.device, **parallel.share())
 
     def _probe(self, steps_per_epoch: int) -> Probe:
         opt = self.opt
         return Probe(
-            self.encoder.feature_dim,
+            self.dim,
             self.n_class,
             schedule=build.schedule(opt, steps_per_epoch),
             momentum=opt.momentum,

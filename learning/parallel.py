@@ -249,7 +249,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        return all_sum(grad.clone(memory_format=torch.contiguous_format)).chunk(world_size())[rank()]
+        return own_rows(all_sum(grad.clone(memory_format=torch.contiguous_format)))
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
@@ -259,6 +259,33 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     that of the mean over the global batch.
     """
     return x if world_size() == 1 else _Gather.apply(x)
+
+
+def own_rows(x: Tensor) -> Tensor:
+    """This rank's rows of `x` (world * n, ...), which follows the order of `gather`."""
+    return x.chunk(world_size())[rank()]
+
+
+def own_share(x: Tensor) -> Tensor:
+    """Every world-th row of `x`, which is the same on all ranks: together they have each row once."""
+    return x[rank() :: world_size()]
+
+
+class _Mean(torch.autograd.Function):
+    """Mean over ranks, and of the gradients over ranks on the way back."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return all_mean(x.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return all_mean(grad.clone(memory_format=torch.contiguous_format))
+
+
+def mean_with_gradient(x: Tensor) -> Tensor:
+    """Mean of `x` over ranks; its gradient is right where gradients are averaged over ranks, as DDP does."""
+    return x if world_size() == 1 else _Mean.apply(x)
 
 
 @torch.no_grad()

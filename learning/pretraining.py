@@ -69,7 +69,7 @@ class Pretraining:
         self.loader = build.train_loader(opt, data, self.device)
         self.steps_per_epoch = len(self.loader)
         self.start = build.starting_trunk(opt) if opt.init and not state else None
-        self.method = build.method(opt, self.steps_per_epoch, self.start).to(self.device)
+        self.method = build.method(opt, self.steps_per_epoch, len(data), self.start).to(self.device)
         self.optimizer = build.optimizer(opt, self.method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=opt.amp == "fp16")
         warmup = {"warmup_epochs": opt.warmup_epochs, "per": opt.schedule_per}
@@ -139,6 +139,7 @@ class Pretraining:
             "epoch": self.step // self.steps_per_epoch,
             "step": self.step,
             "steps_per_epoch": self.steps_per_epoch,
+            "images": len(self.data),
             "processes": parallel.world_size(),
             "log_bytes": self.run.log_bytes(),
             "progress": self.progress.state_dict(),
@@ -156,13 +157,15 @@ class Pretraining:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` (of `save`) was written."""
         position = state["position"]
-        if position["steps_per_epoch"] != self.steps_per_epoch:
+        images, steps = position.get("images", len(self.data)), position["steps_per_epoch"]
+        if (images, steps) != (len(self.data), self.steps_per_epoch):
             raise ValueError(
-                f"The checkpoint has {position['steps_per_epoch']} steps per epoch, this run {self.steps_per_epoch}: "
-                "resume with the same --batch_size and data."
+                f"The checkpoint is of {images} images in {steps} steps per epoch, this run has {len(self.data)} in "
+                f"{self.steps_per_epoch}: resume with the same --batch_size and data."
             )
         self.method.load_state_dict(state["method"])
-        wanted = [{name: group[name] for name in ("momentum", "weight_decay")} for group in self.optimizer.param_groups]
+        names = "lr", "momentum", "weight_decay"
+        wanted = [{name: group[name] for name in names} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, settings in zip(self.optimizer.param_groups, wanted):
             group.update(settings)  # old ones came along, but the options may have been changed on purpose
@@ -197,7 +200,7 @@ class Pretraining:
         opt = self.opt
         if opt.mem == "moco" and opt.bn_splits == parallel.world_size() == 1:
             yield "batch norm sees the whole batch, which can give the match away; --bn_splits splits it"
-        if 2 * opt.queue_size > len(self.data):
+        if opt.mem == "moco" and 2 * opt.queue_size > len(self.data):
             yield f"--queue_size {opt.queue_size} is more than half of the {len(self.data)} images; lower it"
         if opt.warmup_epochs >= opt.epochs:
             yield f"warm-up takes {opt.warmup_epochs} epochs and the run {opt.epochs}: the full rate is never reached"

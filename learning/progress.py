@@ -63,6 +63,14 @@ def _check_finite(values: dict[str, float], step: int) -> None:
         )
 
 
+def _accuracy(values: dict[str, float]) -> str:
+    """Contrast accuracy, of methods that have negatives."""
+    if "contrast_acc" not in values:
+        return ""
+    before = f" (before FT {values['before_contrast_acc']:.1%})" if "before_contrast_acc" in values else ""
+    return f"contrast acc {values['contrast_acc']:.1%}{before}  "
+
+
 class Progress:
     """Observes every step: averages, a log line every `print_freq` steps, a progress bar on a terminal, scores.
 
@@ -115,7 +123,7 @@ class Progress:
         minutes = (time.perf_counter() - self.epoch_clock) / 60
         self.run.log(
             f"epoch {epoch}/{self.total // self.steps_per_epoch} done  loss {values['loss']:.4f}  "
-            f"contrast acc {values['contrast_acc']:.1%}  {minutes:.1f} min"
+            f"{_accuracy(values)}{minutes:.1f} min"
         )
 
     def check_finite(self, step: int) -> None:
@@ -135,11 +143,11 @@ class Progress:
         return (step - 1) // self.steps_per_epoch + 1
 
     def _line(self, step: int, values: dict[str, float], lr: float, speed: dict[str, float], eta: float) -> str:
-        before = f" (before FT {values['before_contrast_acc']:.1%})" if "before_contrast_acc" in values else ""
+        negative = f"negative {values['negative_mean']:+.3f}  " if "negative_mean" in values else ""
         return (
             f"epoch {self._epoch(step)}  step {step}/{self.total}  loss {values['loss']:.4f}  "
-            f"contrast acc {values['contrast_acc']:.1%}{before}  positive {values['positive_mean']:.3f}  "
-            f"negative {values['negative_mean']:+.3f}  lr {lr:.2g}  {speed['images_per_second']:.0f} images/s  "
+            f"{_accuracy(values)}positive {values['positive_mean']:.3f}  {negative}"
+            f"lr {lr:.2g}  {speed['images_per_second']:.0f} images/s  "
             f"waiting {speed['data_wait']:.0%}  ETA {timedelta(seconds=round(eta))}"
         )
 

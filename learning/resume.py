@@ -39,6 +39,10 @@ HOUSEKEEPING = frozenset(
 SHAPE = (
     "method",
     "mem",
+    "modal",
+    "view",
+    "jigsaw",
+    "loss",
     "optimizer",
     "arch",
     "width",
@@ -46,6 +50,7 @@ SHAPE = (
     "head",
     "feat_dim",
     "queue_size",
+    "prototypes",
     "dataset",
     "batch_size",
     "pre_scores",

@@ -12,6 +12,7 @@ from datasets.sources import Source
 from learning import build
 from models.encoder import Encoder
 from models.layouts import same_trunk
+from models.trunks import layers, split_factor
 from options import base
 from options.contrast import ContrastOptions
 from options.linear import FROM_CHECKPOINT, LinearOptions, contradictions
@@ -19,7 +20,8 @@ from options.presets import DATASETS, METHODS
 from options.shared import dataset_of, without_effect
 
 Values = dict[str, Any]  # of the options an encoder was trained with
-NETWORK = ("method", "arch", "width", "head", "feat_dim")  # what may be chosen for an encoder without checkpoint
+BACKBONE = ("arch", "width", "modal")  # what the weights alone tell
+NETWORK = ("method", *BACKBONE, "view", "head", "feat_dim")  # what may be chosen for an encoder without checkpoint
 
 
 def encoder(opt: LinearOptions) -> tuple[Callable[[int], Encoder], Values, list[str]]:
@@ -32,12 +34,14 @@ def encoder(opt: LinearOptions) -> tuple[Callable[[int], Encoder], Values, list[
         values = _untrained(opt)
         return partial(_initialised, values), values, []
     trained, values, remarks = build.load_encoder(opt.ckpt, opt.use_ema)
+    modal = values.get("modal", "RGB")  # older checkpoints do not mention it
+    values = values | {"modal": modal, "view": values["view"] if modal == "CMC" else None}
     if "method" in values:
         wrong = contradictions(opt, values)
     else:
         wrong = _other_architecture(opt, values)
-        values = values | _images_meant(opt)
-        remarks = remarks + _unread(opt)
+        remarks = remarks + _unread(opt, values)
+        values = values | _images_meant(opt) | {"view": opt.view or values["view"]}
     if wrong:
         raise ValueError(f"{wrong[0]}.")
     return lambda seed: trained, values, remarks
@@ -45,20 +49,23 @@ def encoder(opt: LinearOptions) -> tuple[Callable[[int], Encoder], Values, list[
 
 def _other_architecture(opt: LinearOptions, values: Values) -> list[str]:
     """All that another library's file can contradict."""
-    arch, width = values["arch"], values["width"]
+    arch, width, modal = (values[name] for name in BACKBONE)
     asked = (opt.arch or arch), (opt.width or (1.0 if opt.arch else width))
-    if same_trunk(*asked, arch, width):
+    if same_trunk(*asked, arch, width) and opt.modal in (None, modal):
         return []
-    typed = " ".join(f"--{name} {getattr(opt, name)}" for name in ("arch", "width") if getattr(opt, name))
-    return [f"{opt.ckpt} holds a {arch} of width {width:g}, which {typed} contradicts: leave the flag out"]
+    typed = " ".join(f"--{name} {getattr(opt, name)}" for name in BACKBONE if getattr(opt, name))
+    holds = f"{arch} of width {width:g} for --modal {modal}"
+    return [f"{opt.ckpt} holds a {holds}, which {typed} contradicts: leave the flag out"]
 
 
-def _unread(opt: LinearOptions) -> list[str]:
-    """What was typed about a training of which another library's file tells nothing."""
+def _unread(opt: LinearOptions, values: Values) -> list[str]:
+    """About a training of which another library's file tells nothing."""
     why = f"with {opt.ckpt}, of which only the backbone is read"
-    names = (name for name in FROM_CHECKPOINT if name not in ("method", "arch", "width"))
+    names = [name for name in FROM_CHECKPOINT if name not in ("method", *BACKBONE, "view" if values["view"] else "")]
     typed = {name: getattr(opt, name) for name in names if getattr(opt, name) is not None}
-    return without_effect(dict.fromkeys(typed, why), typed)
+    guessed = values["view"] and not opt.view
+    colours = f"{opt.ckpt} does not tell its colour space, which is taken to be {values['view']}; --view names another"
+    return without_effect(dict.fromkeys(typed, why), typed) + [colours] * bool(guessed)
 
 
 def _images_meant(opt: LinearOptions) -> Values:
@@ -86,6 +93,12 @@ def _initialised(values: Values, seed: int) -> Encoder:
         return build.encoder(values).eval()
 
 
+def network(values: Values) -> str:
+    """The encoder in a few words."""
+    halves = f" in two halves of {values['view']}" if values["modal"] == "CMC" else ""
+    return "{arch}, width {width:g}, {stem} stem".format(**values) + halves
+
+
 def fingerprint(encoder: Encoder) -> str:
     """SHA-256 of all parameters and buffers: equal if and only if they are bit for bit the same."""
     digest = hashlib.sha256()
@@ -95,14 +108,37 @@ def fingerprint(encoder: Encoder) -> str:
 
 
 def complete(opt: LinearOptions, trained: Values) -> tuple[LinearOptions, dict[str, str]]:
-    """Fill in the data options that were not typed from those of the training, and tell where they came from."""
+    """Fill in the data options that were not typed from those of the training, and tell where they came from.
+
+    `layer` becomes a name. ValueError when there is none such.
+    """
     moved = opt.data_folder is not None and trained["dataset"] in ("shapes", "npz", "folder")
     dataset = opt.dataset or (dataset_of(opt.data_folder) if moved else trained["dataset"])
     names = ["input_res", *(("data_folder", "imagenet100path") if dataset == trained["dataset"] else ())]
     taken = {"dataset": dataset} if opt.dataset is None else {}
     taken |= {name: trained[name] for name in names if getattr(opt, name) is None and trained.get(name) is not None}
     where = "untrained encoder" if opt.ckpt is None else "checkpoint" if "method" in trained else f"dataset {dataset}"
-    return dataclasses.replace(opt, **taken), dict.fromkeys(taken, where)
+    origins = dict.fromkeys(taken, where) | ({} if opt.layer else {"layer": "the last"})
+    return dataclasses.replace(opt, **taken, layer=_layer(opt.layer, trained["arch"])), origins
+
+
+def _layer(asked: str | None, arch: str) -> str:
+    names = layers(arch)
+    numbered = {str(number): name for number, name in enumerate(names, 1)}
+    layer = numbered.get(asked, asked or names[-1])
+    if layer not in names:
+        raise ValueError(f"{arch} has no --layer {asked}; choose one of {', '.join(names)}, or 1 to {len(names)}.")
+    return layer
+
+
+def learning_rate(trained: Values, layer: str) -> tuple[float, str]:
+    """What was published for a linear probe on such an encoder, and the rule (Tian et al., ECCV 2020; MoCo)."""
+    arch, factor = split_factor(trained["arch"])
+    if arch == "alexnet":
+        return 0.1, "published for AlexNet"
+    if layer == "pool" and factor * trained["width"] >= 4:
+        return 50.0, "published for the last layer of ResNets of width 4"
+    return 30.0, "published for ResNets"
 
 
 def images(opt: LinearOptions, trained: Values) -> tuple[Source, Source]:

@@ -20,8 +20,8 @@ _BITS = 16  # resolution of a tabulated draw: 65,536 quantiles
 class Draws(Protocol):
     """Where random numbers come from: functions of a key, equal on any number of processes."""
 
-    def per_sample(self, count: int, salt: str) -> Tensor:
-        """Uniform numbers (N, count) in [0, 1) that belong to the samples of this batch."""
+    def per_sample(self, count: int, salt: str, keys: Tensor | None = None) -> Tensor:
+        """Uniform numbers (N, count) in [0, 1) that belong to the samples of this batch, or to `keys` (N,) int64."""
 
     def shared(self, salt: str) -> Generator:
         """A generator that every process finds in the same state at the same step."""
@@ -52,11 +52,12 @@ class Coefficient:
     alpha: float
     granularity: Granularity = "batch"
 
-    def keyed(self, like: Tensor, draws: Draws, salt: str) -> Tensor:
-        """For the rows of a batch (N, D): broadcastable to `like`, row i a function of sample i alone."""
+    def keyed(self, task: Task, draws: Draws, salt: str) -> Tensor:
+        """For the rows (N, D) of a task: broadcastable to its query, row i a function of its sample alone."""
+        like = task.query
         if self.granularity == "batch":
             return self.shared(like, draws, salt)
-        uniform = draws.per_sample(1 if self.granularity == "sample" else like.shape[1], salt)
+        uniform = draws.per_sample(1 if self.granularity == "sample" else like.shape[1], salt, task.keys)
         return self._lookup((uniform * 2**_BITS).long(), like)
 
     def shared(self, like: Tensor, draws: Draws, salt: str) -> Tensor:
@@ -85,7 +86,7 @@ class PositiveTransform:
 
     def __call__(self, task: Task, draws: Draws) -> Task:
         query, positive = task.query, task.positive
-        lam = self.coefficient.keyed(query, draws, f"{task.name}/positive") + float(self.extrapolate)
+        lam = self.coefficient.keyed(task, draws, f"{task.name}/positive") + float(self.extrapolate)
         moved = torch.lerp(positive, query, lam), torch.lerp(query, positive, lam)
         if self.normalize:
             moved = tuple(F.normalize(side, dim=1) for side in moved)
@@ -107,11 +108,13 @@ class NegativeTransform:
 
     def __call__(self, task: Task, draws: Draws) -> Task:
         mixed = tuple(self._mix(block, draws, f"{task.name}/{i}") for i, block in enumerate(task.negatives))
-        return replace(task, negatives=task.negatives + mixed if self.append else mixed)
+        unmixed = (Negatives(b.features, b.unmixed) for b in task.negatives if b.unmixed is not None)
+        return replace(task, negatives=(*(task.negatives if self.append else unmixed), *mixed))
 
     def _mix(self, block: Negatives, draws: Draws, salt: str) -> Negatives:
         features = block.features
         other = torch.randperm(len(features), generator=draws.shared(f"{salt}/permutation"), device=features.device)
         mixed = torch.lerp(features[other], features, self.coefficient.shared(features, draws, f"{salt}/negative"))
-        valid = None if block.valid is None else block.valid & block.valid[:, other]
+        pure = block.valid if block.unmixed is None else block.valid & ~block.unmixed
+        valid = None if pure is None else pure & pure[:, other]
         return Negatives(F.normalize(mixed, dim=1) if self.normalize else mixed, valid)

@@ -32,33 +32,51 @@ def _moments(negative: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Te
 def statistics(
     positive: Tensor, negative: Tensor, log_sum_exp: Tensor, temperature: float, valid: Tensor | None = None
 ) -> Tensor:
-    """One row of `COLUMNS` per query, (N, 6) float32.
+    """One row of `COLUMNS` per query, (N, 6) float32; without negatives (K = 0) only the first column.
 
     positive: (N,) scores; negative: (N, K) scores; log_sum_exp: (N,) of negative / temperature; valid: (N, K), False
     where `negative` is -inf and does not count, None if all do. The variance is unbiased. exp(negative_logmeanexp) and
     exp(positive_logit) are the mean exp(neg / T) and exp(pos / T) of the published score files, in a form that cannot
     overflow.
     """
+    if not negative.shape[1]:
+        return positive.detach().float()[:, None]
     mean, variance, log_count = _moments(negative, valid)
     columns = [positive, mean, variance, negative.amax(1), log_sum_exp - log_count, positive / temperature]
     return torch.stack([column.detach().float() for column in columns], 1)
 
 
+def columns(width: int) -> tuple[str, ...]:
+    """The names of rows of this width: 6, or 1 without negatives; twice that with the scores before transformation."""
+    names = COLUMNS if width >= len(COLUMNS) else COLUMNS[:1]
+    return names if width == len(names) else names + tuple(f"before_{name}" for name in names)
+
+
 def summary(rows: Tensor) -> dict[str, Tensor]:
-    """Scalars of a batch from its rows (N, 6) or (N, 12), on the device.
+    """Scalars of a batch from its rows (N, C) of any width that `columns` knows, on the device.
 
     `contrast_acc` is the share of queries whose positive scores at least as high as every negative. Means of squares
     instead of variances: they may be averaged over steps and processes.
     """
+    found = dict(zip(columns(rows.shape[1]), rows.unbind(1)))
     values = {}
-    for prefix, part in zip(("", "before_"), rows.split(len(COLUMNS), 1)):
-        positive, mean, variance, hardest = part[:, :4].unbind(1)
-        values[f"{prefix}positive_mean"] = positive.mean()
-        values[f"{prefix}positive_square"] = positive.square().mean()
-        values[f"{prefix}negative_mean"] = mean.mean()
-        values[f"{prefix}negative_var"] = variance.mean()
-        values[f"{prefix}contrast_acc"] = (positive >= hardest).float().mean()
+    for prefix in ("", "before_"):
+        if f"{prefix}positive" in found:
+            positive = found[f"{prefix}positive"]
+            values[f"{prefix}positive_mean"] = positive.mean()
+            values[f"{prefix}positive_square"] = positive.square().mean()
+        if f"{prefix}negative_mean" in found:
+            values[f"{prefix}negative_mean"] = found[f"{prefix}negative_mean"].mean()
+            values[f"{prefix}negative_var"] = found[f"{prefix}negative_var"].mean()
+            values[f"{prefix}contrast_acc"] = (positive >= found[f"{prefix}negative_max"]).float().mean()
     return values
+
+
+def spread(features: Tensor) -> Tensor:
+    """Mean standard deviation of the dimensions of unit vectors (N, D): 1 / sqrt(D) where they spread, 0 where they
+    have collapsed.
+    """
+    return features.detach().std(0).mean()
 
 
 def derived(values: dict[str, float]) -> dict[str, float]:
@@ -70,20 +88,20 @@ def derived(values: dict[str, float]) -> dict[str, float]:
             shown[name] = value
         else:
             shown[f"{prefix}positive_var"] = max(value - values[f"{prefix}positive_mean"] ** 2, 0.0)
-            shown[f"{prefix}gap"] = values[f"{prefix}positive_mean"] - values[f"{prefix}negative_mean"]
+            if f"{prefix}negative_mean" in values:
+                shown[f"{prefix}gap"] = values[f"{prefix}positive_mean"] - values[f"{prefix}negative_mean"]
     return shown
 
 
 def write_file(path: Path, rows: np.ndarray, *, index: np.ndarray, step: np.ndarray, **scalars: float) -> None:
     """Save one epoch: rows (S, B, C) as named float32 columns (S, B), sample index (S, B), global step (S,), scalars.
 
-    C is 6, or 12 when the statistics before the transformation follow (columns named `before_...`). Plain arrays:
-    `np.load` needs no pickle. The file appears complete or not at all.
+    What the C columns are, `columns` tells. Plain arrays: `np.load` needs no pickle. The file appears complete or not
+    at all.
     """
-    names = COLUMNS + tuple(f"before_{name}" for name in COLUMNS)
-    columns = {name: rows[..., i] for i, name in enumerate(names[: rows.shape[-1]])}
+    named = {name: rows[..., i] for i, name in enumerate(columns(rows.shape[-1]))}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".tmp")
     with partial.open("wb") as file:
-        np.savez(file, step=step, index=index, **columns, **scalars)
+        np.savez(file, step=step, index=index, **named, **scalars)
     partial.replace(path)

@@ -36,3 +36,33 @@ class Queue(nn.Module):
     def fill(self) -> Tensor:
         """Share of the slots that hold real keys, in [0, 1], as a scalar on the device."""
         return (self.written / len(self.keys)).clamp(max=1.0)
+
+
+class Bank(nn.Module):
+    """One slowly moving embedding for every image of the data (Wu et al., CVPR 2018, section 3.1).
+
+    Rows begin as random vectors of expected length 1, uniform in each coordinate, as published.
+    """
+
+    def __init__(self, size: int, dim: int, momentum: float):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("rows", (2 * torch.rand(size, dim) - 1) * (3 / dim) ** 0.5)
+
+    def read(self, index: Tensor, drawn: Tensor) -> tuple[Tensor, Negatives]:
+        """What the bank remembers of the images `index` (N,), and the rows `drawn` (K,) as everybody's negatives.
+
+        All queries share the K draws, which makes scoring one product with (K, D) where draws of their own would take
+        (N, K, D); an image's own row is not among its negatives.
+        """
+        return self.rows[index], Negatives(self.rows[drawn], valid=index[:, None] != drawn)
+
+    @torch.no_grad()
+    def write(self, index: Tensor, features: Tensor) -> None:
+        """rows <- unit length of momentum * rows + (1 - momentum) * features, for images `index` (n,), features (n, D).
+
+        Of an image that occurs repeatedly the first occurrence counts.
+        """
+        first = (index[:, None] == index).byte().argmax(1)
+        moved = torch.lerp(features[first].to(self.rows.dtype), self.rows[index], self.momentum)
+        self.rows.index_copy_(0, index, F.normalize(moved, dim=1))

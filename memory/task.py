@@ -8,10 +8,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Negatives:
-    """Features (K, D) that every query is pushed away from, except where `valid` (N, K) is False."""
+    """Features (K, D) that every query is pushed away from, except where `valid` (N, K) is False.
+
+    Where `unmixed` (N, K) is True a feature counts as it is, but must not become part of a mixture: SupCon's other
+    images of the query's class.
+    """
 
     features: Tensor
     valid: Tensor | None = None
+    unmixed: Tensor | None = None
 
     def scores(self, query: Tensor) -> Tensor:
         """Inner products (N, K) of `query` (N, D) with each negative; -inf where it is none."""
@@ -21,21 +26,29 @@ class Negatives:
 
 @dataclass(frozen=True)
 class Task:
-    """Pull `query` (N, D) towards `positive` (N, D) and away from every block of `negatives`."""
+    """Pull `query` (N, D) towards `positive` (N, D) and away from every block of `negatives`, of which none may be.
+
+    `weight` multiplies the mean loss, or as (N,) each row's share in it. `branch` sets auxiliary tasks apart
+    ("jigsaw"): their statistics bear its name. `keys` (N,) int64 is what the rows' random numbers hang on where rows
+    are not the samples of the batch.
+    """
 
     name: str
     query: Tensor
     positive: Tensor
-    negatives: tuple[Negatives, ...]
-    weight: float = 1.0
+    negatives: tuple[Negatives, ...] = ()
+    weight: float | Tensor = 1.0
+    branch: str = ""
+    keys: Tensor | None = None
 
     def scores(self) -> tuple[Tensor, Tensor]:
-        """Positive scores (N,) and negative scores (N, K), both before the temperature."""
+        """Positive scores (N,) and negative scores (N, K), both before the temperature; K may be 0."""
         blocks = [block.scores(self.query) for block in self.negatives]
+        blocks = blocks or [self.query.new_empty(len(self.query), 0)]
         return (self.query * self.positive).sum(1), blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
 
     @property
     def valid(self) -> Tensor | None:
         """Which of the negative scores count, (N, K); None if all do. Either every block has a mask or none."""
         masks = [block.valid for block in self.negatives]
-        return None if masks[0] is None else torch.cat(masks, 1)
+        return torch.cat(masks, 1) if masks and masks[0] is not None else None

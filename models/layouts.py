@@ -8,14 +8,16 @@ import functools
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.resnet import ARCHITECTURES, resnet, split_factor
+from models.encoder import CHANNELS
+from models.resnet import ARCHITECTURES, resnet
+from models.trunks import split_factor
 
 Weights = dict[str, Tensor]
 
@@ -23,16 +25,22 @@ Weights = dict[str, Tensor]
 # What stands before conv1.weight in the encoder -> who writes that, and what stands there in its moving average.
 # Wrappers (`module.`, `state_dict.`, ...) are left out of all of them.
 LAYOUTS: dict[str, tuple[str, ...]] = {
-    "method.encoder.backbones.0.": ("contrast-ft", "method.momentum_encoder.encoder.backbones.0."),
     "encoder_q.": ("MoCo", "encoder_k."),
     "encoder_q.0.": ("OpenSelfSup", "encoder_k.0."),
     "base_encoder.": ("MoCo v3", "momentum_encoder."),
     "encoder.": ("PyContrast, CMC, SupCon, SimSiam or solo-learn", "model_ema.encoder.", "momentum_encoder."),
+    "encoder.l_to_ab.": ("CMC",),
+    "encoder.ab_to_l.": ("CMC",),
+    "encoder1.": ("PyContrast", "model_ema.encoder1."),
+    "encoder2.": ("PyContrast", "model_ema.encoder2."),
     "backbone.": ("solo-learn, lightly or mmselfsup", "momentum_backbone.", "backbone_momentum."),
     "student.backbone.": ("DINO", "teacher.backbone."),
     "_feature_blocks.": ("VISSL",),
     "": ("torchvision, timm, SwAV or DeepCluster", "model_ema.", "state_dict_ema."),
 }
+
+# What tells the trunks of a file with one for each modality apart -> the colour space its authors published.
+_PAIRS = {("l_to_ab", "ab_to_l"): "Lab", ("encoder1", "encoder2"): "YDbDr"}
 
 # Parts of a tensor's name that only say how it was wrapped or stored.
 _WRAPPERS = {
@@ -47,9 +55,10 @@ _CHANNELS = {"basic": 64, "bottleneck": 256}  # that leave a block of the first 
 
 @dataclass(frozen=True)
 class Trunk:
-    """A trunk found in a file: what to build (`models.resnet.resnet`) and the weights to put in.
+    """What an encoder is without its heads: what to build and the weights to put into its `backbones`.
 
-    `where`: what stands before its names in the file. `unused`: names of the file's other tensors.
+    `where`: what stands before the names in the file. `view`: None, or of two modalities the usual colour space.
+    `unused`: names of the file's other tensors.
     """
 
     layout: str
@@ -57,22 +66,27 @@ class Trunk:
     arch: str
     width: float
     stem: str
+    view: str | None
     weights: Weights
     unused: tuple[str, ...]
 
     @property
+    def modal(self) -> str:
+        return "CMC" if self.view else "RGB"
+
+    @property
     def options(self) -> str:
         """The same as flags."""
-        return f"--arch {self.arch} --width {self.width:g} --stem {self.stem}"
+        return f"--arch {self.arch} --width {self.width:g} --stem {self.stem} --modal {self.modal}"
 
     def __str__(self) -> str:
         rest = f"; not used: {summary(self.unused)}" if self.unused else ""
-        kind = f"{self.arch} of width {self.width:g}, {self.stem} stem"
+        kind = f"{self.arch} of width {self.width:g}, {self.stem} stem{', two modalities' * bool(self.view)}"
         return f"{self.layout} layout ({self.where or 'no prefix'}): {kind}, {len(self.weights)} tensors used{rest}"
 
 
 def find_trunk(state: Any, *, ema: bool = False) -> Trunk:
-    """The (moving average of the) trunk in what a checkpoint file holds.
+    """The (moving average of the) trunk, or trunks, one for each modality, in what another library's file holds.
 
     ValueError, to be read after the file's name, when there is none, when its names are unknown or ambiguous, and when
     it is not a ResNet that `models.resnet` builds.
@@ -80,6 +94,29 @@ def find_trunk(state: Any, *, ema: bool = False) -> Trunk:
     original = _flat(state) if isinstance(state, Mapping) else {}
     if not original:
         raise ValueError("holds no weights of a network; give the file that holds the model, not the optimizer.")
+    view, parts = _modalities(original)
+    found = [_one_trunk(part, c, ema) for part, c in zip(parts, CHANNELS["CMC" if view else "RGB"])]
+    return replace(
+        found[0],
+        where=" and ".join(trunk.where for trunk in found),
+        width=sum(trunk.width for trunk in found),
+        view=view,
+        weights={f"{i}.{name}": x for i, trunk in enumerate(found) for name, x in trunk.weights.items()},
+        unused=tuple(sorted({name for trunk in found for name in trunk.unused})),
+    )
+
+
+def _modalities(original: Weights) -> tuple[str | None, list[Weights]]:
+    """The colour space of a file with a trunk for each modality, and what it holds but for the other one's."""
+    parts = {name: name.split(".") for name in original}
+    for pair, view in _PAIRS.items():
+        if set(pair) <= set(chain(*parts.values())):
+            return view, [{n: x for n, x in original.items() if other not in parts[n]} for other in reversed(pair)]
+    return None, [original]
+
+
+def _one_trunk(original: Weights, channels: int, ema: bool) -> Trunk:
+    """That of a modality which has so many `channels`."""
     named = _torchvision_names(original)
     _refuse_other_networks(named.values())
     layout, roots = _layout(named, ema)
@@ -88,9 +125,9 @@ def find_trunk(state: Any, *, ema: bool = False) -> Trunk:
     weights = {name: original[olds[0]] for name, olds in used.items()}
     counters = {name.replace("running_mean", _COUNTER) for name in weights if name.endswith("running_mean")}
     weights |= {name: torch.tensor(0) for name in counters - weights.keys()}  # old files have none
-    kind = _architecture(weights)
-    unused = tuple(sorted(original.keys() - set(chain(*used.values()))))
-    return Trunk(layout, _beginning(used["conv1.weight"][0], "conv1.weight"), *kind, weights, unused)
+    kind = _architecture(weights, channels)
+    unused = tuple(original.keys() - set(chain(*used.values())))
+    return Trunk(layout, _beginning(used["conv1.weight"][0], "conv1.weight"), *kind, None, weights, unused)
 
 
 def same_trunk(arch: str, width: float, found: str, found_width: float) -> bool:
@@ -141,8 +178,8 @@ def _torchvision_names(names: Iterable[str]) -> dict[str, str]:
 
 def _refuse_other_networks(named: Iterable[str]) -> None:
     parts = {part for name in named for part in name.split(".")}
-    if parts >= {"l_to_ab", "ab_to_l"} or parts >= {"encoder1", "encoder2"}:
-        raise ValueError("holds a pair of encoders, one per modality; this version evaluates encoders of RGB pictures.")
+    if "conv_block_1" in parts:
+        raise ValueError("holds the AlexNet of CMC; of other libraries this version reads ResNets and ResNeXts only.")
     if parts & {"patch_embed", "cls_token", "class_token", "pos_embed"}:
         raise ValueError("holds a vision transformer; this version builds ResNets and ResNeXts only.")
 
@@ -193,19 +230,20 @@ def _beginning(old: str, name: str) -> str:
     return "".join(f"{part}." for part in old.split(".")[: -len(name.split("."))])
 
 
-def _architecture(weights: Weights) -> tuple[str, float, str]:
+def _architecture(weights: Weights, channels: int) -> tuple[str, float, str]:
     """Name, width and stem. ValueError unless an architecture of `models.resnet` has just these names and shapes."""
     if "conv1.weight" not in weights:
         raise ValueError("holds a ResNet with another stem (several convolutions); only a single one can be read.")
-    channels = weights["conv1.weight"].shape[1]
-    if channels != 3:
-        raise ValueError(f"expects {channels} input channels; this version evaluates encoders of RGB pictures.")
+    found = weights["conv1.weight"].shape[1]
+    if found != channels:
+        raise ValueError(f"expects {found} input channels, not {channels}; only RGB and CMC's two halves are known.")
     block = "bottleneck" if "layer1.0.conv3.weight" in weights else "basic"
     last = f"layer1.0.{'conv3' if block == 'bottleneck' else 'conv2'}.weight"
     width = len(weights.get(last, weights[_FIRST_BLOCK])) / _CHANNELS[block]
     small = weights["conv1.weight"].shape[-1] == 3
     have = {(name, tuple(x.shape)) for name, x in weights.items() if not name.endswith(_COUNTER)}
-    wanted = {arch: _shapes(arch, width, small) for arch, (kind, *_) in ARCHITECTURES.items() if kind == block}
+    alike = [arch for arch, (kind, *_) in ARCHITECTURES.items() if kind == block]
+    wanted = {arch: _shapes(arch, width, small, channels) for arch in alike}
     arch = min(wanted, key=lambda arch: len(wanted[arch] ^ have))
     lacking, beyond = sorted(wanted[arch] - have), sorted(have - wanted[arch])
     if lacking or beyond:
@@ -219,10 +257,10 @@ def _architecture(weights: Weights) -> tuple[str, float, str]:
 
 
 @functools.cache
-def _shapes(arch: str, width: float, small: bool) -> frozenset[tuple[str, tuple[int, ...]]]:
+def _shapes(arch: str, width: float, small: bool, channels: int) -> frozenset[tuple[str, tuple[int, ...]]]:
     try:
         with torch.device("meta"):
-            names = resnet(arch, width=width, small_stem=small).state_dict()
+            names = resnet(arch, width=width, in_channels=channels, small_stem=small).state_dict()
     except ValueError:  # too narrow for its groups
         names = {}
     return frozenset((name, tuple(x.shape)) for name, x in names.items() if not name.endswith(_COUNTER))

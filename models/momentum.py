@@ -1,4 +1,4 @@
-"""The key encoder of MoCo: an exponential moving average of another encoder (He et al. 2020, equation 2)."""
+"""An exponential moving average of another encoder: MoCo's key encoder (He et al. 2020, equation 2), BYOL's target."""
 
 import copy
 
@@ -12,16 +12,15 @@ class MomentumEncoder(nn.Module):
     Only parameters are averaged. The running statistics of its batch norms are its own, as its batches are.
     """
 
-    def __init__(self, source: nn.Module, momentum: float):
+    def __init__(self, source: nn.Module):
         super().__init__()
         self.encoder = copy.deepcopy(source).requires_grad_(False)
-        self.momentum = momentum
 
     @torch.no_grad()
     def forward(self, *inputs):
         return self.encoder(*inputs)
 
     @torch.no_grad()
-    def update(self, source: nn.Module) -> None:
+    def update(self, source: nn.Module, momentum: float) -> None:
         """key <- momentum * key + (1 - momentum) * source, in place."""
-        torch._foreach_lerp_(list(self.encoder.parameters()), list(source.parameters()), 1 - self.momentum)
+        torch._foreach_lerp_(list(self.encoder.parameters()), list(source.parameters()), 1 - momentum)

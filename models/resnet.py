@@ -4,7 +4,10 @@ Parameters carry torchvision's names and, at width 1, torchvision's shapes, so i
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.layered import Layered
 
 # name: (block, blocks per stage, groups, channels per group at 64 planes)
 ARCHITECTURES = {
@@ -21,39 +24,17 @@ ARCHITECTURES = {
     "resnext152_32x8d": ("bottleneck", (3, 8, 36, 3), 32, 8),
     "resnext152_64x4d": ("bottleneck", (3, 8, 36, 3), 64, 4),
 }
-_PUBLISHED_NAMES = {
-    "resnext50": "resnext50_32x4d",
-    "resnext101v1": "resnext101_32x4d",
-    "resnext101v2": "resnext101_32x8d",
-    "resnext101v3": "resnext101_64x4d",
-    "resnext152v1": "resnext152_32x4d",
-    "resnext152v2": "resnext152_32x8d",
-    "resnext152v3": "resnext152_64x4d",
-}
 
 
-def resnet(arch: str, *, width: float = 1.0, in_channels: int = 3, small_stem: bool = False) -> nn.Module:
-    """A trunk without classifier: images (N, in_channels, H, W) -> features (N, `feature_dim`).
+def resnet(name: str, *, width: float = 1.0, in_channels: int = 3, small_stem: bool = False) -> nn.Module:
+    """A trunk of `ARCHITECTURES` without classifier: images (N, in_channels, H, W) -> features (N, `feature_dim`).
 
-    `width` multiplies every channel count; an x2 or x4 at the end of `arch` multiplies it once more. The small stem,
-    for pictures of about 32 pixels, is a 3x3 convolution of stride 1 without max-pooling instead of 7x7/2 and a pool.
-    ValueError when `arch` is not known.
+    `width` multiplies every channel count. The small stem, for pictures of about 32 pixels, is a 3x3 convolution of
+    stride 1 without max-pooling instead of 7x7/2 and a pool.
     """
-    name, factor = split_factor(arch)
     block, depths, groups, group_width = ARCHITECTURES[name]
     block_type = BasicBlock if block == "basic" else Bottleneck
-    return ResNet(block_type, depths, groups, group_width, width * factor, in_channels, small_stem)
-
-
-def split_factor(arch: str) -> tuple[str, int]:
-    """ "resnext50x2" -> ("resnext50_32x4d", 2): the name in `ARCHITECTURES`, and the width its end asks for."""
-    for suffix, factor in (("", 1), ("x2", 2), ("x4", 4)):
-        name = arch.removesuffix(suffix)
-        name = _PUBLISHED_NAMES.get(name, name)
-        if arch.endswith(suffix) and name in ARCHITECTURES:
-            return name, factor
-    known = ", ".join((*ARCHITECTURES, *_PUBLISHED_NAMES))
-    raise ValueError(f"unknown architecture {arch!r}; choose one of {known}, with x2 or x4 appended for a wider one.")
+    return ResNet(block_type, depths, groups, group_width, width, in_channels, small_stem)
 
 
 def _conv(dim_in: int, dim_out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -103,8 +84,11 @@ class Bottleneck(nn.Module):
         return self.relu(self.bn3(self.conv3(out)) + self.downsample(x))
 
 
-class ResNet(nn.Module):
+class ResNet(Layered):
     """Stem, four stages, global average pool; `feature_dim` channels come out. Made by `resnet`."""
+
+    sides = {"stem": 8, "layer1": 6, "layer2": 4, "layer3": 3, "layer4": None, "pool": None}
+    shrink = staticmethod(F.adaptive_avg_pool2d)
 
     def __init__(
         self,
@@ -135,10 +119,11 @@ class ResNet(nn.Module):
         self.feature_dim = dim
         self.apply(_initialise)
 
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return x.mean(dim=(2, 3))
+    def stem(self, images: Tensor) -> Tensor:
+        return self.maxpool(self.relu(self.bn1(self.conv1(images))))
+
+    def pool(self, maps: Tensor) -> Tensor:
+        return maps.mean(dim=(2, 3))
 
 
 @torch.no_grad()

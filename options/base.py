@@ -18,6 +18,7 @@ from typing import Any, Literal
 GROUPS = (
     "data",
     "method",
+    "single methods",
     "feature transformation",
     "evaluation",
     "optimisation",
@@ -29,6 +30,7 @@ GROUPS = (
 )
 # Groups whose flags --help only lists, and what it says of them together.
 LISTED = {
+    "single methods": "of bank, BYOL, SimSiam and SwAV; see docs/methods.md",
     "several nodes": "start the same command on each, or use torchrun",
     "checkpoint": "compared with what the encoder was trained with; without --ckpt, what to build",
     "published spellings": "still understood, see README.md",

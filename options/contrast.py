@@ -7,18 +7,18 @@ from typing import Literal
 
 from options import base, shared
 from options.base import FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, option
-from options.presets import DATASETS, METHODS
+from options.presets import DATASETS, HEADS, METHODS, VIEWS
 
-_FT, _PUBLISHED = "feature transformation", "published spellings"
+_FT, _SINGLE, _PUBLISHED = "feature transformation", "single methods", "published spellings"
 _DEAD = "never had an effect in the published code and is not offered: leave it out"
-_LATER = "belongs to memory-bank and jigsaw methods, which this version does not have: leave it out"
 _LINEAR = "belongs to main_linear.py: leave it out here"
 
 REFUSED = {
     **dict.fromkeys(("feature_mix", "mix_ratio", "mix_alpha", "time_mix", "only_mix"), _DEAD),
-    **dict.fromkeys(("jigsaw", "nce_m", "m", "beta"), _LATER),
     **dict.fromkeys(("aug_linear", "crop", "ckpt", "n_class", "use_ema"), _LINEAR),
 }
+
+MEMORY = {"SimSiam": "none", "BYOL": "none", "SwAV": "none", "SupCon": "batch"}  # methods with a loss of their own
 
 Distribution = Literal["beta", "uniform"]
 Granularity = Literal["batch", "sample", "dim"]
@@ -31,10 +31,12 @@ class ContrastOptions(shared.Shared):
     dataset: Literal[tuple(DATASETS)] = option("shapes", "what to train on", group="data")
     input_res: int = option(224, "side of the views in pixels", group="data", must=POSITIVE)
     crop_min: float = option(0.2, "smallest share of the picture a crop covers", group="data", must=SHARE)
-    recipe: Literal["mocov1", "mocov2", "simclr"] = option(
+    recipe: Literal["mocov1", "mocov2", "cmc", "cmcv2", "infomin", "simclr", "byol", "swav"] = option(
         "mocov1", "how views are made", group="data", aliases=("--aug",),
-        spellings={"A": "mocov1", "B": "mocov2"},
+        spellings={"A": "mocov1", "B": "mocov2", "C": "cmc", "D": "infomin", "E": "cmcv2"},
     )  # fmt: skip
+    modal: Literal["RGB", "CMC"] = option("RGB", "what the encoder sees; CMC: two halves of --view", group="method")
+    view: Literal[VIEWS] = option("YDbDr", "colour space that --modal CMC splits", group="method")
 
     method: Literal[tuple(METHODS)] = option("MoCov2", "preset to start from", group="method")
     arch: str = option("resnet50", "backbone; resnet50x2 is twice as wide", group="method")
@@ -43,27 +45,48 @@ class ContrastOptions(shared.Shared):
     stem: Literal["auto", "imagenet", "small"] = option(
         "auto", "first layers; small: stride 1 for small pictures", group="method"
     )
-    head: Literal["linear", "linear_wo_norm", "mlp", "mlp_bn", "2mlp_bn", "simclr"] = option(
-        "linear", "projection head", group="method", aliases=("--custom_head",)
-    )
+    head: Literal[HEADS] = option("linear", "projection head", group="method", aliases=("--custom_head",))
     feat_dim: int = option(128, "size of the embedding", group="method", aliases=("-d",), must=POSITIVE)
     temperature: float = option(
         0.07, "temperature of the softmax", group="method", aliases=("-t", "--nce_t"), must=POSITIVE
     )
-    queue_size: int | None = option(
-        None, "keys in the queue; by default as the data allow", group="method", aliases=("-k", "--nce_k"),
-        must=POSITIVE,
-    )  # fmt: skip
-    key_momentum: float | None = option(
-        None,
-        "EMA of the key encoder; by default as the data allow",
-        group="method",
-        aliases=("--alpha",),
-        must=FRACTION,
+    mem: Literal["moco", "bank", "batch", "none"] = option(
+        "moco", "negatives: a queue, a bank of all images, the batch itself", group="method"
     )
+    queue_size: int | None = option(
+        None, "negatives: keys in the queue, draws from the bank", group="method",
+        aliases=("-k", "--nce_k", "--queue_length"), must=NOT_NEGATIVE,
+    )  # fmt: skip
+    loss: Literal["ce", "nce"] = option("ce", "softmax, or NCE with a running constant", group="method")
+    key_momentum: float | None = option(
+        None, "EMA of the key encoder; by default as the data allow", group="method", aliases=("--alpha",),
+        must=FRACTION,
+    )  # fmt: skip
+    jigsaw: bool = option(False, "match a jigsaw of each image too", group="method")
+    beta: float = option(0.5, "weight of the jigsaw's loss", group="method", must=FRACTION)
     bn_splits: int | Literal["auto"] = option("auto", "chunks batch norm sees separately", group="method")
-    modal: Literal["RGB"] = option("RGB", "what the encoder sees", group=_PUBLISHED)
-    mem: Literal["moco", "batch"] = option("moco", "negatives: a queue or the batch itself", group="method")
+    sync_bn: bool = option(False, "batch norm over all processes", group="method")
+
+    bank_momentum: float = option(
+        0.5, "EMA of the bank's rows", group=_SINGLE, aliases=("-m", "--nce_m"), must=FRACTION
+    )
+    key_schedule: Literal["constant", "cosine"] = option(
+        "constant", "cosine: the key encoder's EMA grows to 1", group=_SINGLE
+    )
+    fix_pred_lr: bool = option(False, "SimSiam: the predictor keeps the peak learning rate", group=_SINGLE)
+    prototypes: int | None = option(None, "SwAV: clusters", group=_SINGLE, aliases=("--nmb_prototypes",), must=POSITIVE)
+    epsilon: float = option(0.05, "SwAV: entropy of the assignments", group=_SINGLE, must=POSITIVE)
+    sinkhorn_iterations: int = option(3, "SwAV: of the assignments", group=_SINGLE, must=POSITIVE)
+    small_crops: int = option(0, "SwAV: small views beside the two large ones", group=_SINGLE, must=NOT_NEGATIVE)
+    small_res: int | None = option(None, "SwAV: side of the small views", group=_SINGLE, must=POSITIVE)
+    small_min: float = option(0.05, "SwAV: smallest share of the picture they cover", group=_SINGLE, must=SHARE)
+    queue_epoch: int = option(
+        15, "SwAV: epochs before the queue starts", group=_SINGLE, aliases=("--epoch_queue_starts",), must=NOT_NEGATIVE
+    )
+    freeze_prototypes: int | None = option(
+        None, "SwAV: first steps in which clusters stay; one epoch by default", group=_SINGLE,
+        aliases=("--freeze_prototypes_niters",), must=NOT_NEGATIVE,
+    )  # fmt: skip
 
     ft_pos: Literal["none", "extrapolate", "interpolate"] = option("none", "transform positive pairs", group=_FT)
     ft_pos_alpha: float = option(2.0, "Beta parameter of its lambda", group=_FT, must=POSITIVE)
@@ -79,6 +102,7 @@ class ContrastOptions(shared.Shared):
         "none", "normalise again what was transformed", group=_FT
     )
     ft_begin_epoch: int = option(0, "epochs before it starts", group=_FT, must=NOT_NEGATIVE)
+    ft_jigsaw: bool = option(False, "transform the jigsaw's pairs too", group=_FT)
 
     epochs: int = option(200, "passes over the data", group="optimisation", must=POSITIVE)
     stop_epoch: int = option(
@@ -91,6 +115,7 @@ class ContrastOptions(shared.Shared):
         (120, 160), "epochs after which it drops", group="optimisation", must=POSITIVE
     )
     weight_decay: float = option(1e-4, "weight decay", group="optimisation", must=NOT_NEGATIVE)
+    decay_all: bool = option(True, "of biases and batch norms too", group="optimisation")
     warm: bool = option(False, "warm up; always done for a batch above 256", group="optimisation")
     warmup_epochs: int | None = option(
         None, "length of the warm-up; 5 by default, 10 above 500 epochs", group="optimisation", must=NOT_NEGATIVE
@@ -111,10 +136,13 @@ class ContrastOptions(shared.Shared):
         if self.dataset != "shapes" and self.data_folder is None:
             fetch = ", and add --download if it is not there yet" if self.dataset in shared.DOWNLOADABLE else ""
             raise ValueError(f"--dataset {self.dataset} is read from disk: say where with --data_folder{fetch}")
+        self._check_method()
         if self.mem == "batch" and self.batch_size < 4:
             raise ValueError(
                 f"--batch_size {self.batch_size} leaves too few negatives with --mem batch: take 4 or more"
             )
+        if self.mem in ("moco", "bank") and self.queue_size == 0:
+            raise ValueError(f"--queue_size 0 leaves --mem {self.mem} without negatives: take 1 or more")
         if self.mem == "moco" and "queue_size" in typed and self.queue_size < self.batch_size:
             raise ValueError(
                 f"--queue_size {self.queue_size} is below --batch_size {self.batch_size}, so keys would be lost before "
@@ -122,6 +150,26 @@ class ContrastOptions(shared.Shared):
             )
         if self.bn_splits != "auto" and not 1 <= self.bn_splits <= self.batch_size:
             raise ValueError(f"--bn_splits must lie between 1 and --batch_size {self.batch_size}, not {self.bn_splits}")
+        if self.sync_bn and self.bn_splits not in ("auto", 1):
+            raise ValueError(f"--sync_bn joins what --bn_splits {self.bn_splits} takes apart: leave one out")
+
+    def _check_method(self) -> None:
+        """Raise ValueError for parts that have no meaning in the method."""
+        method, mem = self.method, MEMORY.get(self.method)
+        if mem and self.mem != mem:
+            raise ValueError(f"--method {method} is --mem {mem} by definition: leave --mem {self.mem} out")
+        if self.mem == "none" and not mem:
+            raise ValueError(f"--mem none is of {', '.join(MEMORY)}: choose one of them, or another --mem")
+        if self.mem == "none" and self.ft_neg != "none":
+            raise ValueError(
+                f"--ft_neg {self.ft_neg} mixes negatives and --method {method} has none: leave it out (--ft_pos works)"
+            )
+        if self.modal == "CMC" and mem:
+            raise ValueError(f"--modal CMC contrasts two halves of an image, --method {method} sees it whole: drop one")
+        if self.jigsaw and self.mem not in ("moco", "bank"):
+            raise ValueError(f"--jigsaw looks for its image in a memory and --mem {self.mem} is none: leave it out")
+        if self.loss == "nce" and self.mem not in ("moco", "bank"):
+            raise ValueError(f"--loss nce needs noise from all the data and --mem {self.mem} has none: leave it out")
 
 
 @dataclass(frozen=True)
@@ -155,8 +203,9 @@ def parse(argv: list[str]) -> tuple[ContrastOptions, dict[str, str], list[str]]:
         ContrastOptions, argv, layers=_layers, refused=REFUSED, shorthands=(PublishedFT,)
     )
     options = shared.placed(options)
-    if options.mem == "batch":
-        options, sources["queue_size"] = dataclasses.replace(options, queue_size=0), "implied by --mem batch"
+    if options.mem in ("batch", "none") and options.method != "SwAV":
+        options = dataclasses.replace(options, queue_size=0)
+        sources["queue_size"] = f"implied by --mem {options.mem}"
     return options, sources, _notes(options, typed)
 
 
@@ -225,8 +274,7 @@ def _notes(options: ContrastOptions, typed: dict) -> list[str]:
     why = {}
     if options.warmup_epochs is not None:
         why["warm"] = f"next to --warmup_epochs {options.warmup_epochs}"
-    if options.mem == "batch":
-        why |= dict.fromkeys(("queue_size", "key_momentum"), "with --mem batch, which has no queue and no key encoder")
+    why |= _of_other_methods(options)
     if options.ft_pos == options.ft_neg == "none":
         why["pre_scores"] = "without FT, where scores are the same before and after"
     if "amp" in typed:
@@ -239,6 +287,26 @@ def _notes(options: ContrastOptions, typed: dict) -> list[str]:
     if typed.get("mixnorm") and typed.get("mix_start_epoch") and not options.save_score:
         sentences.append("--mix_start_epoch counts without --save_score too, unlike in the published code")
     return sentences + _ft_notes(options, typed) + _published_notes(_published(typed))
+
+
+def _of_other_methods(options: ContrastOptions) -> dict[str, str]:
+    """Flags that mean nothing to the chosen method, and why."""
+    method, mem, why = options.method, options.mem, {}
+
+    def only(flags: str, meant: bool, reason: str) -> None:
+        if not meant:
+            why.update(dict.fromkeys(flags.split(), reason))
+
+    swav = "prototypes epsilon sinkhorn_iterations small_crops small_res small_min queue_epoch freeze_prototypes"
+    only(swav, method == "SwAV", f"with --method {method}: it is SwAV's")
+    only("fix_pred_lr", method == "SimSiam", f"with --method {method}, which has no predictor of that kind")
+    only("queue_size", mem in ("moco", "bank") or method == "SwAV", f"with --mem {mem}, which keeps no past embeddings")
+    only("key_momentum key_schedule", mem == "moco" or method == "BYOL", f"with --method {method}: no key encoder")
+    only("bank_momentum", mem == "bank", f"with --mem {mem}")
+    only("temperature", method not in ("SimSiam", "BYOL"), f"with --method {method}, which has no softmax")
+    only("view", options.modal == "CMC", f"with --modal {options.modal}")
+    only("beta ft_jigsaw", options.jigsaw, "without --jigsaw")
+    return why
 
 
 def _ft_notes(options: ContrastOptions, typed: dict) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from options import base, contrast, shared
 from options.base import FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, option
-from options.presets import DATASETS, METHODS
+from options.presets import DATASETS, HEADS, METHODS, VIEWS
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class LinearOptions(shared.Shared):
 
     ckpt: str | None = option(None, "run folder or checkpoint; without one, an untrained encoder", group="evaluation")
     eval: Literal["linear", "knn"] = option("linear", "what to measure", group="evaluation")
+    layer: str | None = option(None, "layer of the backbone, by name or number; the last by default", group="evaluation")
     n_class: int | None = option(
         None, "classes; by default as many as the data have", group="evaluation", must=POSITIVE
     )
@@ -32,9 +33,7 @@ class LinearOptions(shared.Shared):
     method: Literal[tuple(METHODS)] | None = option(None, "method", group="checkpoint")
     arch: str | None = option(None, "backbone", group="checkpoint")
     width: float | None = option(None, "factor on the backbone's channels", group="checkpoint", must=POSITIVE)
-    head: Literal["linear", "linear_wo_norm", "mlp", "mlp_bn", "2mlp_bn", "simclr"] | None = option(
-        None, "projection head", group="checkpoint"
-    )
+    head: Literal[HEADS] | None = option(None, "projection head", group="checkpoint")
     feat_dim: int | None = option(None, "size of the embedding", group="checkpoint", aliases=("-d",), must=POSITIVE)
     temperature: float | None = option(
         None, "temperature", group="checkpoint", aliases=("-t", "--nce_t"), must=POSITIVE
@@ -49,11 +48,15 @@ class LinearOptions(shared.Shared):
         None, "momentum of a memory bank", group="checkpoint", aliases=("-m", "--nce_m"), must=FRACTION
     )
     modal: Literal["RGB", "CMC"] | None = option(None, "what the encoder sees", group="checkpoint")
-    mem: Literal["moco", "batch", "bank"] | None = option(None, "where negatives are kept", group="checkpoint")
+    view: Literal[VIEWS] | None = option(None, "colour space of --modal CMC", group="checkpoint")
+    mem: Literal["moco", "bank", "batch", "none"] | None = option(None, "where negatives are kept", group="checkpoint")
     jigsaw: bool | None = option(None, "trained with a jigsaw branch", group="checkpoint")
 
     epochs: int = option(100, "passes over the data", group="optimisation", must=POSITIVE)
-    learning_rate: float = option(30.0, "first learning rate", group="optimisation", aliases=("--lr",), must=POSITIVE)
+    learning_rate: float | None = option(
+        None, "first learning rate; by default the published one, see docs/evaluation.md", group="optimisation",
+        aliases=("--lr",), must=POSITIVE,
+    )  # fmt: skip
     lr_decay_epochs: tuple[int, ...] = option(
         (60, 80), "epochs after which it drops", group="optimisation", must=POSITIVE
     )
@@ -91,7 +94,7 @@ def contradictions(options: LinearOptions, trained: dict) -> list[str]:
     for name in FROM_CHECKPOINT:
         asked, was = getattr(options, name), trained.get(name, False)
         if asked not in (None, was):
-            how = "without it" if was is False else f"with {was}"
+            how = f"with {was}" if was else "without it"
             sentences.append(f"--{name} {asked} contradicts the checkpoint, trained {how}: leave the flag out")
     return sentences
 

@@ -8,6 +8,9 @@ _SMALL = dict(input_res=32, arch="resnet18", key_momentum=0.99)
 # else: on 5,000 pictures it was still collapsed after 20 epochs, and with warm-up it was not (docs/results.md).
 _WARM = dict(warm=True)
 
+HEADS = ("linear", "linear_wo_norm", "mlp", "mlp_bn", "2mlp_bn", "simclr", "simsiam", "byol")
+VIEWS = ("Lab", "Luv", "YCbCr", "YDbDr", "YPbPr", "YIQ", "YUV", "XYZ", "CIERGB", "HSV", "HED")
+
 DATASETS = {
     # Ten thousand small steps would be a waste on 5,000 drawings, and a queue much longer than the batch a trap: at
     # this size the network soon tells fresh keys from stale ones instead of pictures from each other.
@@ -21,12 +24,22 @@ DATASETS = {
     "folder": _WARM,
 }
 
+_LARS = dict(optimizer="lars", decay_all=False, cosine=True, warm=True)
+_BANK = dict(mem="bank", head="linear", temperature=0.07, crop_min=0.08)
+
 METHODS = {
     "MoCo": dict(recipe="mocov1", head="linear", temperature=0.07),
     "MoCoMLP": dict(recipe="mocov1", head="mlp", temperature=0.07),
     "MoCo_wo_norm": dict(recipe="mocov1", head="linear_wo_norm", temperature=0.07),
     "MoCov2": dict(recipe="mocov2", head="mlp", temperature=0.2),
     "MoCov2_tau0.1": dict(recipe="mocov2", head="mlp", temperature=0.1),
+    # Wu et al., CVPR 2018; Tian et al., ECCV 2020; Misra & van der Maaten, CVPR 2020; Tian et al., NeurIPS 2020:
+    # modality, memory, jigsaw, views, head and temperature as PyContrast combines them.
+    "InsDis": _BANK | dict(recipe="mocov1"),
+    "CMC": _BANK | dict(recipe="cmc", modal="CMC"),
+    "PIRL": _BANK | dict(recipe="mocov1", jigsaw=True),
+    "CMCv2": dict(recipe="cmcv2", head="mlp", temperature=0.2, modal="CMC"),
+    "InfoMin": dict(recipe="infomin", head="mlp", temperature=0.15, jigsaw=True),
     # Chen et al., ICML 2020: LARS, warm-up, cosine, weight decay 1e-6. Of their two rules for the learning rate that
     # for small batches and short runs, .075 x sqrt(batch); 4,096 images take .3 x batch / 256.
     "SimCLR": dict(
@@ -35,11 +48,51 @@ METHODS = {
         temperature=0.1,
         mem="batch",
         crop_min=0.08,
-        optimizer="lars",
         learning_rate=1.2,
         weight_decay=1e-6,
+        sync_bn=True,
+        **_LARS,
+    ),
+    # Khosla et al., NeurIPS 2020.
+    "SupCon": dict(recipe="mocov2", head="mlp", temperature=0.1, mem="batch", learning_rate=0.05, cosine=True),
+    # Chen & He, CVPR 2021: the rate is .05 for a batch of 256; the predictor's does not fall.
+    "SimSiam": dict(
+        recipe="mocov2",
+        head="simsiam",
+        feat_dim=2048,
+        mem="none",
+        learning_rate=0.05,
         cosine=True,
-        warm=True,
+        fix_pred_lr=True,
+        sync_bn=True,
+    ),
+    # Grill et al., NeurIPS 2020: of 100 epochs; .45 for a batch of 256.
+    "BYOL": dict(
+        recipe="byol",
+        head="byol",
+        feat_dim=256,
+        mem="none",
+        crop_min=0.08,
+        learning_rate=0.45,
+        weight_decay=1e-6,
+        key_momentum=0.99,
+        key_schedule="cosine",
+        sync_bn=True,
+        **_LARS,
+    ),
+    # Caron et al., NeurIPS 2020: .6 for a batch of 256.
+    "SwAV": dict(
+        recipe="swav",
+        head="mlp_bn",
+        temperature=0.1,
+        mem="none",
+        crop_min=0.14,
+        small_crops=6,
+        queue_size=0,
+        learning_rate=0.6,
+        weight_decay=1e-6,
+        sync_bn=True,
+        **_LARS,
     ),
     "Customize": {},
 }

@@ -117,3 +117,11 @@ def test_grayscale_touches_only_the_chosen(draw):
     gray = photometric.grayscale(images.clone(), mask)
     assert torch.equal(gray[~mask], images[~mask])
     assert torch.allclose(gray[mask], F.rgb_to_grayscale(images[mask], 3), atol=1e-6)
+
+
+def test_solarize_equals_torchvision_on_the_chosen(draw):
+    images, mask = colourful(draw, 6), torch.tensor([1, 0, 0, 1, 1, 0]).bool()
+    images[3] = 0.5
+    changed = photometric.solarize(images.clone(), mask)
+    assert torch.equal(changed[~mask], images[~mask])
+    assert torch.equal(changed[mask], F.solarize(images[mask], 0.5))

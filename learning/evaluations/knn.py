@@ -61,11 +61,13 @@ def evaluate(
     k: int,
     temperature: float,
     n_class: int,
+    layer: str | None = None,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> dict[str, dict[str, float]]:
     """k-NN on the trunk's features ("backbone") and on the embeddings ("head"): they differ, and papers report either.
 
-    Of an encoder without a head the former alone. It is used in evaluation mode and left in the mode it came in.
+    `layer` gives the features of another layer than the last; see `Encoder.features`. Of an encoder without a head
+    there are those alone. The encoder is used in evaluation mode and left in the mode it came in.
     """
     training = encoder.training
     encoder.eval()
@@ -73,13 +75,13 @@ def evaluate(
     def both(images: Tensor) -> Tensor:
         with autocast():
             trunks = encoder.trunks(images)
-            return torch.cat([x.float() for x in (*trunks, *encoder.embed(trunks))], dim=1)
+            features = trunks if layer in (None, encoder.layers[-1]) else [encoder.features(images, layer)]
+            return torch.cat([x.float() for x in (*features, *encoder.embed(trunks))], dim=1)
 
     (train_x, train_y), (test_x, test_y) = extract(both, train), extract(both, test)
     encoder.train(training)
-    parts = {"backbone": slice(encoder.feature_dim)}
-    if encoder.heads:
-        parts["head"] = slice(encoder.feature_dim, None)
+    end = train_x.shape[1] - encoder.embedding_dim
+    parts = {"backbone": slice(end)} | ({"head": slice(end, None)} if encoder.heads else {})
     return {
         name: knn(train_x[:, part], train_y, test_x[:, part], test_y, k=k, temperature=temperature, n_class=n_class)
         for name, part in parts.items()

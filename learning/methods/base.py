@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from learning.draws import Draws
-from learning.losses import info_nce
+from learning.losses import Objective
 from memory import scores
 from memory.task import Task
 
 Batch = dict[str, Any]  # tensors on the device by name, and "step": the global step, an int
+Schedule = Callable[[int], float]  # a number for every global step
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,11 @@ class StepOutput:
     stats: dict[str, Tensor]
     scores: Tensor
     writes: Any = None
+    constants: Tensor | None = None  # NCE's, as this batch estimates them
 
 
 class Method(nn.Module, abc.ABC):
-    """A self-supervised method: named views in, a loss out."""
+    """A self-supervised method: named views in, a loss out. `step` is the number of optimizer steps before this one."""
 
     encoder: nn.Module  # what evaluations load
 
@@ -37,47 +39,72 @@ class Method(nn.Module, abc.ABC):
         """Loss of one batch. Must not write to any memory."""
 
     def param_groups(self) -> list[dict]:
-        """What the optimizer trains."""
+        """What the optimizer trains. A group with "fixed_lr" keeps the peak learning rate throughout."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
-    def after_backward(self) -> None:
+    def after_backward(self, step: int) -> None:
         """Edit gradients before the optimizer sees them."""
 
-    def after_step(self, out: StepOutput) -> None:
+    def after_step(self, out: StepOutput, step: int) -> None:
         """Move momentum encoders and write memories."""
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """Rewrites tasks by each transform, scores them, and sums their weighted losses.
+class Rewriting:
+    """Feature transformation: which transforms apply, and when.
 
-    `begin_step` is the first global step at which the transforms apply. `before` also records what the scores were
-    without them, at the price of one more product of queries and negatives. Always computed in float32.
+    They leave the branches `untouched` alone, and everything before the global step `begin_step`. With `before` the
+    scores of the original are recorded too, at the price of one more product of queries and negatives.
     """
 
-    temperature: float
     transforms: Sequence[Callable[[Task, Draws], Task]] = ()
     begin_step: int = 0
+    untouched: tuple[str, ...] = ()
     before: bool = False
 
-    def __call__(self, tasks: Sequence[Task], draws: Draws, writes: Any = None) -> StepOutput:
-        with torch.autocast(tasks[0].query.device.type, enabled=False):
-            results = [self._score(task, draws) for task in tasks]
-        loss = sum(task.weight * losses.mean() for task, (losses, _) in zip(tasks, results))
-        rows = torch.stack([rows for _, rows in results])
-        return StepOutput(loss, {"loss": loss.detach(), **scores.summary(rows.flatten(0, 1))}, rows[0], writes)
+    def __call__(self, task: Task, draws: Draws) -> Task:
+        if draws.step < self.begin_step or task.branch in self.untouched:
+            return task
+        return functools.reduce(lambda so_far, transform: transform(so_far, draws), self.transforms, task)
 
-    def _score(self, task: Task, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Losses (N,) of one task after its transforms, and its score statistics (N, C)."""
-        active = self.transforms if draws.step >= self.begin_step else ()
-        rewritten = functools.reduce(lambda so_far, transform: transform(so_far, draws), active, task)
-        losses, rows = self._measure(rewritten)
+    def record(self, measure: Callable[[Task], tuple[Any, Tensor]], task: Task, draws: Draws) -> tuple[Any, Tensor]:
+        """`measure` of the rewritten task: a result, and score rows (N, C); those of the original beside them."""
+        rewritten = self(task, draws)
+        result, rows = measure(rewritten)
         if not self.before:
-            return losses, rows
+            return result, rows
         with torch.no_grad():
-            return losses, torch.cat([rows, self._measure(task)[1] if active else rows], 1)
+            return result, torch.cat([rows, measure(task)[1] if rewritten is not task else rows], 1)
 
-    def _measure(self, task: Task) -> tuple[Tensor, Tensor]:
+
+class Contrast(nn.Module):
+    """Rewrites tasks, scores them, and sums their weighted losses. Always computed in float32."""
+
+    def __init__(self, objective: Objective, rewriting: Rewriting | None = None):
+        super().__init__()
+        self.objective, self.rewriting = objective, rewriting or Rewriting()
+
+    def forward(self, tasks: Sequence[Task], draws: Draws, writes: Any = None) -> StepOutput:
+        """The rows of the first task are those that are recorded."""
+        with torch.autocast(tasks[0].query.device.type, enabled=False):
+            measured = [
+                self.rewriting.record(functools.partial(self._measure, number=number), task, draws)
+                for number, task in enumerate(tasks)
+            ]
+        loss = sum((task.weight * losses.rows).mean() for task, (losses, _) in zip(tasks, measured))
+        stats = {"loss": loss.detach()}
+        for branch in dict.fromkeys(task.branch for task in tasks):
+            rows = torch.cat([rows for task, (_, rows) in zip(tasks, measured) if task.branch == branch])
+            stats |= {f"{branch}_{name}".lstrip("_"): value for name, value in scores.summary(rows).items()}
+        constants = [losses.constant for losses, _ in measured if losses.constant is not None]
+        return StepOutput(loss, stats, measured[0][1], writes, torch.stack(constants) if constants else None)
+
+    def _measure(self, task: Task, number: int):
         positive, negative = task.scores()
-        losses, lse = info_nce(positive, negative, self.temperature)
-        return losses, scores.statistics(positive, negative, lse, self.temperature, task.valid)
+        losses = self.objective(positive, negative, number)
+        rows = scores.statistics(positive, negative, losses.log_sum_exp, self.objective.temperature, task.valid)
+        return losses, rows
+
+    def after_step(self, out: StepOutput) -> None:
+        """To be called once a step's weights have been updated."""
+        self.objective.update(out.constants)

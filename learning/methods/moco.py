@@ -1,4 +1,7 @@
-"""MoCo v1/v2 (He et al., CVPR 2020; Chen et al., 2020): match a momentum encoding of another view against a queue."""
+"""MoCo v1/v2 (He et al., CVPR 2020; Chen et al., 2020): match a momentum encoding of another view against a queue.
+
+With two modalities this is CMCv2, with a jigsaw branch InfoMin (Tian et al., NeurIPS 2020).
+"""
 
 from collections.abc import Sequence
 
@@ -6,40 +9,53 @@ from torch import nn
 
 from learning import parallel
 from learning.draws import Draws
-from learning.methods.base import Batch, Contrast, Method, StepOutput
+from learning.methods.base import Batch, Contrast, Method, Schedule, StepOutput
+from learning.methods.jigsaw import Jigsaw
 from memory.stores import Queue
 from memory.task import Task
 from models.momentum import MomentumEncoder
 
 
 class MoCo(Method):
-    """Views "query" and "key", (N, 3, H, W) each; `queues` holds one queue per modality the encoder embeds.
+    """Views "query" and "key", (N, 3, H, W) each, and "jigsaw" where there is that branch; `queues`: one per modality.
 
-    The encoder's query meets the momentum encoder's key of the same image as its positive and the queue as its
-    negatives. Keys enter the queue after the step, untransformed and in the order of the global batch.
+    The encoder's query meets the momentum encoder's key of the same image (in the other modality, where there are two)
+    as its positive and that modality's queue as its negatives. Keys enter the queue after the step, untransformed and
+    in the order of the global batch.
     """
 
     def __init__(
-        self, encoder: nn.Module, *, key_momentum: float, queues: Sequence[Queue], contrast: Contrast, seed: int
+        self,
+        encoder: nn.Module,
+        *,
+        key_momentum: Schedule,
+        queues: Sequence[Queue],
+        contrast: Contrast,
+        seed: int,
+        jigsaw: Sequence[Jigsaw] = (),
     ):
         super().__init__()
         self.encoder = encoder
-        self.momentum_encoder = MomentumEncoder(encoder, key_momentum)
-        self.queues = nn.ModuleList(queues)
-        self.contrast, self.seed = contrast, seed
+        self.momentum_encoder = MomentumEncoder(encoder)
+        self.queues, self.jigsaw = nn.ModuleList(queues), nn.ModuleList(jigsaw)
+        self.contrast, self.key_momentum, self.seed = contrast, key_momentum, seed
 
     def forward(self, batch: Batch) -> StepOutput:
         draws = Draws(self.seed, batch["step"], batch["key_draw"])
         queries = self.encoder(batch["query"])
         keys = parallel.shuffled(self.momentum_encoder, batch["key"], draws.shared("shuffle"))
-        tasks = [
-            Task(f"image{m}", query, keys[(m + 1) % len(keys)], (self.queues[(m + 1) % len(keys)].read(),))
-            for m, query in enumerate(queries)
-        ]
+        targets = [(key, queue.read()) for key, queue in zip(keys, self.queues)]
+        weight, tasks = 1 - sum(branch.weight for branch in self.jigsaw), []
+        for m, query in enumerate(queries):
+            positive, negatives = targets[(m + 1) % len(targets)]
+            tasks.append(Task(f"image{m}", query, positive, (negatives,), weight))
+        for branch in self.jigsaw:
+            tasks += branch(self.encoder, batch["jigsaw"], targets, draws)
         return self.contrast(tasks, draws, writes=keys)
 
-    def after_step(self, out: StepOutput) -> None:
-        self.momentum_encoder.update(self.encoder)
+    def after_step(self, out: StepOutput, step: int) -> None:
+        self.contrast.after_step(out)
+        self.momentum_encoder.update(self.encoder, self.key_momentum(step))
         for queue, keys in zip(self.queues, out.writes):
             queue.write(parallel.gather(keys))
         out.stats["queue_fill"] = self.queues[0].fill()
