@@ -46,9 +46,10 @@ def _column(x: Triple, images: Tensor) -> Tensor:
 
 
 def _affine(images: Tensor, matrix: tuple[Triple, Triple, Triple], offset: Triple = (0, 0, 0)) -> Tensor:
-    """matrix @ colour + offset for every pixel; a new tensor."""
-    weights = torch.tensor(matrix).to(images.device, non_blocking=True).expand(len(images), 3, 3)
-    return torch.baddbmm(_column(offset, images)[..., 0], weights, images.flatten(2)).view_as(images)
+    """matrix @ colour + offset for every pixel, as sums of whole planes: no matrix product that a GPU would round."""
+    red, green, blue = images.unbind(1)
+    rows = [(red * r).add_(green, alpha=g).add_(blue, alpha=b).add_(o) for (r, g, b), o in zip(matrix, offset)]
+    return torch.stack(rows, dim=1)
 
 
 _WHITE = (0.95047, 1.0, 1.08883)  # D65 in XYZ

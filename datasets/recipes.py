@@ -29,7 +29,7 @@ BLUR_SIGMA = (0.1, 2.0)
 GRID = 3  # a jigsaw has GRID x GRID pieces
 
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
-GENTLE = ("AutoContrast", "Identity", "Sharpness", *GEOMETRIC)  # colours stay what they are
+GENTLE = ("AutoContrast", "Identity", "Sharpness", *GEOMETRIC)  # for colour spaces
 ALL = (
     *("AutoContrast", "Equalize", "Invert", "Posterize", "Solarize", "SolarizeAdd"),
     *("Color", "Contrast", "Brightness", "Sharpness", *GEOMETRIC),

@@ -70,8 +70,9 @@ def resolve(
     if opt.method == "SwAV":
         chosen |= _swav(opt, n_data)
     if opt.warmup_epochs is None:
-        length = (10 if opt.epochs > 500 else 5) if opt.warm or opt.batch_size > 256 else 0
-        chosen["warmup_epochs"] = length, "with --warm or a batch above 256: 5 epochs, 10 of more than 500"
+        length = min(10 if opt.epochs > 500 else 5, max(opt.epochs // 4, 1))
+        rule = "with --warm or a batch above 256: 5 epochs, 10 of more than 500, at most a quarter of the run"
+        chosen["warmup_epochs"] = length if opt.warm or opt.batch_size > 256 else 0, rule
     return settle(opt, chosen)
 
 
@@ -226,7 +227,7 @@ def method(opt: ContrastOptions, steps_per_epoch: int, n_data: int, start: Trunk
         torch.manual_seed(opt.seed)
         network = encoder(dataclasses.asdict(opt))
         if start:
-            network.backbones[0].load_state_dict(start.weights)
+            network.backbones.load_state_dict(start.weights)
         network = split_batch_norm(network, opt.bn_splits) if opt.bn_splits > 1 else network
         made = _around(network, opt, steps_per_epoch, n_data).to(memory_format=torch.channels_last)
     return _synchronised(made, opt) if opt.sync_bn and parallel.world_size() > 1 else made
@@ -383,7 +384,8 @@ def load_encoder(path: str, use_ema: bool) -> tuple[Encoder, dict[str, Any], lis
 def starting_trunk(opt: ContrastOptions) -> Trunk:
     """The backbone in the file --init names. ValueError when it is another architecture than `opt` asks for."""
     found = weights.trunk(opt.init, weights.read(opt.init))
-    if not same_trunk(opt.arch, opt.width, found.arch, found.width) or found.stem != opt.stem:
+    same = same_trunk(opt.arch, opt.width, found.arch, found.width)
+    if not same or (found.stem, found.modal) != (opt.stem, opt.modal):
         raise ValueError(
             f"--init {opt.init} holds another backbone than this run's {opt.arch} of width {opt.width:g} with "
             f"{opt.stem} stem: add {found.options}."

@@ -41,21 +41,21 @@ def evaluate(opt: LinearOptions, *, origins: dict[str, str], notes: list[str]) -
     if state:
         opt, adopted, changes = resume.adopt(opt, origins, state["options"])
         taken, notes = taken | adopted, [*notes, f"going on from {found}", *changes]
-    published = {} if opt.learning_rate else {"learning_rate": subject.learning_rate(trained, opt.layer)}
-    opt, rules = build.settle(opt, published)
-    images = subject.images(opt, trained)
+    opt, rules = build.settle(opt)
+    images, network = subject.images(opt, trained), get_encoder(opt.seed)
     origins = origins | taken | rules
-    open_run = partial(open_folder, opt, found, state, _run_name(opt, origins))
-    evaluation = Evaluation(opt, get_encoder(opt.seed), images, build.colours(trained, images[0]), open_run)
+    open_run = partial(open_folder, opt, found, state, _run_name(opt, network.layers[-1]))
+    evaluation = Evaluation(opt, network, images, build.colours(trained, images[0]), open_run)
     run = evaluation.run
     run.write_json("options.json", base.to_json(opt, origins))
     run.write_json("environment.json", environment())
-    for line in evaluation.describe(notes, subject.network(trained)):
+    for line in evaluation.describe(notes, "{arch}, width {width:g}, {stem} stem".format(**trained)):
         run.log(line)
     results = evaluation.linear(state) if opt.eval == "linear" else evaluation.knn()
     assert subject.fingerprint(evaluation.encoder) == evaluation.fingerprint, "the frozen encoder changed"
     about = {name: getattr(opt, name) for name in ("eval", "layer", "use_ema", "dataset", "input_res", "seed")}
-    about |= {name: trained[name] for name in ("arch", "width", "stem", "head", "modal", "view")}
+    about |= {name: trained[name] for name in ("arch", "width", "stem", "head")}
+    about["colours"] = evaluation.colours.space
     about["ckpt"] = str(Path(opt.ckpt).resolve()) if opt.ckpt else None
     run.write_json("results.json", about | {"encoder_sha256": evaluation.fingerprint} | results)
     run.log(f"Everything of this evaluation is in {run.folder}.")
@@ -75,8 +75,8 @@ def _stored(path: Path, opt: LinearOptions) -> dict[str, Any]:
     return state
 
 
-def _run_name(opt: LinearOptions, origins: dict[str, str]) -> str:
-    kind = opt.eval if origins["layer"] == LAST else f"{opt.layer}_{opt.eval}"
+def _run_name(opt: LinearOptions, last: str) -> str:
+    kind = opt.eval if opt.layer == last else f"{opt.layer}_{opt.eval}"
     if opt.ckpt is None:
         return f"Scratch_{kind}"
     path = Path(opt.ckpt).resolve()
@@ -126,9 +126,9 @@ class Evaluation:
         if (opt.cache_features or opt.eval == "knn") and size > LARGE:
             yield f"note: the features of all images take {size / 1e9:.0f} GB of memory, in every process"
         origin = f"of {opt.ckpt}" if opt.ckpt else "not trained, the baseline of every other"
-        yield f"{encoder} {origin}: {network}, {opt.input_res} px"
+        yield f"{encoder} {origin}: {network}, {opt.input_res} px {self.colours.space}"
         rate = f", learning rate {opt.learning_rate:g}" if opt.eval == "linear" else ""
-        yield f"{opt.eval} on {self.dim} features of layer {opt.layer}{rate}"
+        yield f"--eval {opt.eval}: {self.dim} features of layer {opt.layer}{rate}"
         yield f"{len(self.train)} training and {len(self.test)} test images of {opt.dataset}, {self.n_class} classes"
         yield f"{parallel.world_size()} x {self.device.type}, seed {opt.seed}"
         yield f"run folder {self.run.folder}"

@@ -10,9 +10,9 @@ import torch
 
 from datasets.sources import Source
 from learning import build
+from models import trunks
 from models.encoder import Encoder
 from models.layouts import same_trunk
-from models.trunks import layers, split_factor
 from options import base
 from options.contrast import ContrastOptions
 from options.linear import FROM_CHECKPOINT, LinearOptions, contradictions
@@ -41,7 +41,7 @@ def encoder(opt: LinearOptions) -> tuple[Callable[[int], Encoder], Values, list[
     else:
         wrong = _other_architecture(opt, values)
         remarks = remarks + _unread(opt, values)
-        values = values | _images_meant(opt) | {"view": opt.view or values["view"]}
+        values = values | _images_meant(opt) | {"view": opt.view or values["view"]}  # of RGB it means nothing
     if wrong:
         raise ValueError(f"{wrong[0]}.")
     return lambda seed: trained, values, remarks
@@ -61,11 +61,12 @@ def _other_architecture(opt: LinearOptions, values: Values) -> list[str]:
 def _unread(opt: LinearOptions, values: Values) -> list[str]:
     """About a training of which another library's file tells nothing."""
     why = f"with {opt.ckpt}, of which only the backbone is read"
-    names = [name for name in FROM_CHECKPOINT if name not in ("method", *BACKBONE, "view" if values["view"] else "")]
-    typed = {name: getattr(opt, name) for name in names if getattr(opt, name) is not None}
-    guessed = values["view"] and not opt.view
-    colours = f"{opt.ckpt} does not tell its colour space, which is taken to be {values['view']}; --view names another"
-    return without_effect(dict.fromkeys(typed, why), typed) + [colours] * bool(guessed)
+    pair = values["modal"] == "CMC"
+    known = ("method", *BACKBONE, *["view"] * pair)
+    typed = {name: getattr(opt, name) for name in FROM_CHECKPOINT if name not in known}
+    typed = {name: value for name, value in typed.items() if value is not None}
+    colours = f"{opt.ckpt} does not tell its colour space, taken to be {values['view']} as published: --view changes it"
+    return without_effect(dict.fromkeys(typed, why), typed) + [colours] * (pair and not opt.view)
 
 
 def _images_meant(opt: LinearOptions) -> Values:
@@ -93,12 +94,6 @@ def _initialised(values: Values, seed: int) -> Encoder:
         return build.encoder(values).eval()
 
 
-def network(values: Values) -> str:
-    """The encoder in a few words."""
-    halves = f" in two halves of {values['view']}" if values["modal"] == "CMC" else ""
-    return "{arch}, width {width:g}, {stem} stem".format(**values) + halves
-
-
 def fingerprint(encoder: Encoder) -> str:
     """SHA-256 of all parameters and buffers: equal if and only if they are bit for bit the same."""
     digest = hashlib.sha256()
@@ -108,9 +103,9 @@ def fingerprint(encoder: Encoder) -> str:
 
 
 def complete(opt: LinearOptions, trained: Values) -> tuple[LinearOptions, dict[str, str]]:
-    """Fill in the data options that were not typed from those of the training, and tell where they came from.
+    """Fill in what was not typed, the data options from those of the training, and tell where they came from.
 
-    `layer` becomes a name. ValueError when there is none such.
+    `layer` becomes a name; ValueError when there is none such.
     """
     moved = opt.data_folder is not None and trained["dataset"] in ("shapes", "npz", "folder")
     dataset = opt.dataset or (dataset_of(opt.data_folder) if moved else trained["dataset"])
@@ -118,12 +113,17 @@ def complete(opt: LinearOptions, trained: Values) -> tuple[LinearOptions, dict[s
     taken = {"dataset": dataset} if opt.dataset is None else {}
     taken |= {name: trained[name] for name in names if getattr(opt, name) is None and trained.get(name) is not None}
     where = "untrained encoder" if opt.ckpt is None else "checkpoint" if "method" in trained else f"dataset {dataset}"
-    origins = dict.fromkeys(taken, where) | ({} if opt.layer else {"layer": "the last"})
-    return dataclasses.replace(opt, **taken, layer=_layer(opt.layer, trained["arch"])), origins
+    origins = dict.fromkeys(taken, where)
+    taken["layer"] = _layer(opt.layer, trained["arch"])
+    if opt.layer is None:
+        origins["layer"] = "the last"
+    if opt.learning_rate is None:
+        taken["learning_rate"], origins["learning_rate"] = _learning_rate(trained, taken["layer"])
+    return dataclasses.replace(opt, **taken), origins
 
 
 def _layer(asked: str | None, arch: str) -> str:
-    names = layers(arch)
+    names = trunks.layers(arch)
     numbered = {str(number): name for number, name in enumerate(names, 1)}
     layer = numbered.get(asked, asked or names[-1])
     if layer not in names:
@@ -131,14 +131,14 @@ def _layer(asked: str | None, arch: str) -> str:
     return layer
 
 
-def learning_rate(trained: Values, layer: str) -> tuple[float, str]:
-    """What was published for a linear probe on such an encoder, and the rule (Tian et al., ECCV 2020; MoCo)."""
-    arch, factor = split_factor(trained["arch"])
+def _learning_rate(trained: Values, layer: str) -> tuple[float, str]:
+    """What was published for a linear probe on such an encoder, and the rule (He et al., 2020; Tian et al., 2020)."""
+    arch, factor = trunks.split_factor(trained["arch"])
     if arch == "alexnet":
-        return 0.1, "published for AlexNet"
+        return 0.1, "auto: published for AlexNet"
     if layer == "pool" and factor * trained["width"] >= 4:
-        return 50.0, "published for the last layer of ResNets of width 4"
-    return 30.0, "published for ResNets"
+        return 50.0, "auto: published for the last layer of ResNets of width 4"
+    return 30.0, "auto: published for ResNets"
 
 
 def images(opt: LinearOptions, trained: Values) -> tuple[Source, Source]:

@@ -118,7 +118,7 @@ class ContrastOptions(shared.Shared):
     decay_all: bool = option(True, "of biases and batch norms too", group="optimisation")
     warm: bool = option(False, "warm up; always done for a batch above 256", group="optimisation")
     warmup_epochs: int | None = option(
-        None, "length of the warm-up; 5 by default, 10 above 500 epochs", group="optimisation", must=NOT_NEGATIVE
+        None, "length of the warm-up; by default 5, 10 above 500, of few a quarter", group="optimisation", must=NOT_NEGATIVE
     )
     schedule_per: Literal["step", "epoch"] = option("step", "how often the rate moves", group="optimisation")
     opt_level: Literal["O1", "O2"] | None = option(None, "published spelling of --amp auto", group=_PUBLISHED)

@@ -21,7 +21,7 @@ class LinearOptions(shared.Shared):
 
     ckpt: str | None = option(None, "run folder or checkpoint; without one, an untrained encoder", group="evaluation")
     eval: Literal["linear", "knn"] = option("linear", "what to measure", group="evaluation")
-    layer: str | None = option(None, "layer of the backbone, by name or number; the last by default", group="evaluation")
+    layer: str | None = option(None, "layer of the backbone, name or number; by default the last", group="evaluation")
     n_class: int | None = option(
         None, "classes; by default as many as the data have", group="evaluation", must=POSITIVE
     )

@@ -26,7 +26,8 @@ from learning import build, checkpoint  # noqa: E402
 from models.encoder import Encoder  # noqa: E402
 from models.heads import UnitLength  # noqa: E402
 from models.layouts import detectron2_names  # noqa: E402
-from models.resnet import ARCHITECTURES, split_factor  # noqa: E402
+from models.resnet import ARCHITECTURES  # noqa: E402
+from models.trunks import split_factor  # noqa: E402
 
 About = dict[str, Any]  # arch, width, stem, mean, std, input_res and the source file
 _STEM = "net.conv1, net.maxpool = torch.nn.Conv2d(3, {}, 3, padding=1, bias=False), torch.nn.Identity()"
@@ -39,7 +40,8 @@ Written = tuple[Callable[[BinaryIO], Any], str]
 def to_torchvision(encoder: Encoder, about: About, path: Path) -> Written:
     import torchvision
 
-    _check("torchvision", about, about["width"] == 1 and hasattr(torchvision.models, about["arch"]))
+    alike = about["arch"] in ARCHITECTURES and hasattr(torchvision.models, about["arch"])  # its AlexNet is another one
+    _check("torchvision", about, alike and about["width"] == 1)
     layers = [f"torch.nn.{layer}" for head in encoder.heads for layer in head if not isinstance(layer, UnitLength)]
     make = [f"import torch, torchvision\nnet = torchvision.models.{about['arch']}()"]
     make += [*_stem(encoder, about), f"net.fc = torch.nn.Sequential({', '.join(layers)})", _load(path)]
@@ -66,7 +68,7 @@ def to_safetensors(encoder: Encoder, about: About, path: Path) -> Written:
 
 
 def to_detectron2(encoder: Encoder, about: About, path: Path) -> Written:
-    _check("detectron2", about, about["stem"] == "imagenet")
+    _check("detectron2", about, about["arch"] in ARCHITECTURES and about["stem"] == "imagenet")
     _check_headless("detectron2", encoder)
     arrays = {name: x.numpy() for name, x in detectron2_names(_weights(encoder)).items()}
     content = {"model": arrays, "__author__": "contrast-ft", "matching_heuristics": True}
@@ -93,6 +95,7 @@ def to_onnx(encoder: Encoder, about: About, path: Path) -> Written:
         import onnxscript  # noqa: F401  (what torch.onnx writes with)
     except ImportError as error:
         raise ValueError(f"--to onnx needs {error.name}: pip install onnx onnxscript onnxruntime.") from error
+    _check("onnx", about, about["arch"] in ARCHITECTURES)  # it has no adaptive max-pooling
     net = nn.Sequential(*encoder.backbones, *encoder.heads).eval()
     images = torch.randn(3, 3, about["input_res"], about["input_res"])
     names = {"input_names": ["images"], "output_names": ["features"], "dynamic_shapes": ({0: "batch"},)}
@@ -122,7 +125,7 @@ def _load(path: Path) -> str:
 def _check(library: str, about: About, can_build: bool) -> None:
     if not can_build:
         kind = f"{about['arch']} of width {about['width']:g} with {about['stem']} stem"
-        raise ValueError(f"{library} builds no {kind}; export --to safetensors or onnx instead.")
+        raise ValueError(f"{library} builds no {kind}; export --to safetensors or, of a ResNet, onnx instead.")
 
 
 def _check_headless(library: str, encoder: Encoder) -> None:
@@ -149,6 +152,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def load(file: Path, *, ema: bool, head: bool) -> tuple[Encoder, About, list[str]]:
     """The encoder, without heads unless asked for; what a user of it must know; what was recognised in the file."""
     encoder, values, remarks = build.load_encoder(str(file), ema)
+    if len(encoder.channels) > 1:
+        raise ValueError(f"{file} holds an encoder of two modalities, which no other library builds; use it here.")
     if head and not encoder.heads:
         raise ValueError(f"{file} holds no projection head that can be read; leave --head out.")
     if not head:

@@ -46,10 +46,11 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     output, chosen = options.output, options.figure or ("overview" if len(options.runs) == 1 else "comparison")
     paths = {chosen: output}
-    if chosen == "all":
-        paths = {name: output.with_stem(f"{output.stem}_{name}") for name in FIGURES}
     try:
         runs = read_runs(options.runs, labels=options.labels)
+        if chosen == "all":
+            drawn = [name for name in FIGURES if name not in figures.TITLES or figures.recorded(runs, [name])]
+            paths = {name: output.with_stem(f"{output.stem}_{name}") for name in drawn}
         for name, path in paths.items():
             figures.save(FIGURES[name](runs, smooth=options.smooth), path)
             print(path)

@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from datasets import recipes
+from datasets.colours import colours
 from datasets.loader import EvalLoader, TrainLoader
-from datasets.sources import Source
+from datasets.sources import IMAGENET, Source
 from learning import checkpoint, parallel, subject
 from learning.evaluation import evaluate as run_evaluation
 from learning.evaluations.features import Cached, Live, extract
@@ -22,6 +24,7 @@ from learning.evaluations.linear import Probe, hits
 from learning.schedule import Schedule
 from models.encoder import Encoder
 from options import contrast, linear
+from options.presets import METHODS
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +40,18 @@ def source(n, classes=3, seed=0, size=16):
     return Source(images, labels, tuple("abcdefgh"[:classes]), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
-def encoder():
+def encoder(**changes):
     torch.manual_seed(0)
-    return Encoder(arch="resnet18", width=0.125, stem="small", head="mlp", feat_dim=8).eval()
+    shape = {"arch": "resnet18", "width": 0.125, "stem": "small", "head": "mlp", "feat_dim": 8}
+    return Encoder(**shape | changes).eval()
+
+
+def rgb(data):
+    return colours("RGB", "", data.mean, data.std)
 
 
 def eval_loader(data, **options):
-    return EvalLoader(data, recipes.evaluation(16, data.mean, data.std), batch_size=7, **options)
+    return EvalLoader(data, recipes.evaluation(16, rgb(data)), batch_size=7, **options)
 
 
 # --- features
@@ -60,7 +68,7 @@ def test_extract_is_complete_and_in_order():
 
 def test_cached_features_are_dealt_like_images():
     data = source(20)
-    loader = TrainLoader(data, recipes.probe(16, (1.0, 1.0), data.mean, data.std), batch_size=6, seed=3)
+    loader = TrainLoader(data, recipes.probe(16, (1.0, 1.0), rgb(data)), batch_size=6, seed=3)
     cached = Cached(torch.arange(20.0)[:, None], data.labels, batch_size=6, seed=3)
     for epoch in range(2):
         loader.set_epoch(epoch)
@@ -122,12 +130,18 @@ def test_a_class_without_votes_is_no_answer():
     assert found == {"top1": 0, "top5": 0}
 
 
-def test_knn_of_an_encoder_reports_trunk_and_head():
-    network, train, test = encoder().train(), source(30), source(12, seed=1)
-    found = evaluate(network, eval_loader(train), eval_loader(test), k=5, temperature=0.1, n_class=3)
+@pytest.mark.parametrize("layer", [None, "layer2", "pool"])
+@pytest.mark.parametrize("channels", [(3,), (1, 2)])
+def test_knn_of_an_encoder_reports_trunk_and_head(layer, channels):
+    network, train, test = encoder(channels=channels).train(), source(30), source(12, seed=1)
+    found = evaluate(network, eval_loader(train), eval_loader(test), k=5, temperature=0.1, n_class=3, layer=layer)
     assert network.training
     network.eval()
-    for name, forward in (("backbone", network.features), ("head", lambda images: network(images)[0])):
+    forwards = {
+        "backbone": lambda images: network.features(images, layer),
+        "head": lambda images: torch.cat(network(images), dim=1),
+    }
+    for name, forward in forwards.items():
         sets = (*extract(forward, eval_loader(train)), *extract(forward, eval_loader(test)))
         assert found[name] == pytest.approx(knn_by_hand(*sets, k=5, temperature=0.1, n_class=3))
     assert found["backbone"]["top1"] > 60
@@ -186,7 +200,7 @@ def test_probe_equals_hand_written_sgd():
 def test_probe_on_live_images_leaves_the_encoder_alone():
     data, network = source(24), encoder()
     before = {name: x.clone() for name, x in network.state_dict().items()}
-    loader = TrainLoader(data, recipes.probe(16, (0.5, 1.0), data.mean, data.std), batch_size=8, seed=0)
+    loader = TrainLoader(data, recipes.probe(16, (0.5, 1.0), rgb(data)), batch_size=8, seed=0)
     p = probe(network.feature_dim, steps=3, lr=30.0, epochs=5)
     reports = fit(p, Live(network.features, loader), Live(network.features, eval_loader(data)), every=2)
     assert [line[:2] for line in reports] == [(1, 2), (2, 4), (2, 6), (3, 8), (4, 10), (4, 12), (5, 14)]
@@ -232,11 +246,12 @@ def _measure(path):
     rank, world = parallel.rank(), parallel.world_size()
     data, test, network = source(24), source(13, seed=1), encoder()
     share = {"rank": rank, "world_size": world}
-    features, labels = extract(network.features, eval_loader(test, **share))
-    train = extract(network.features, eval_loader(data, **share))
+    forward = partial(network.features, layer="layer3")
+    features, labels = extract(forward, eval_loader(test, **share))
+    train = extract(forward, eval_loader(data, **share))
     nearest = knn(*train, features, labels, k=5, temperature=0.1, n_class=3)
-    p = probe(network.feature_dim, lr=5.0)
-    fit(p, Cached(*train, batch_size=6, seed=0, **share), list(Live(network.features, eval_loader(test, **share))))
+    p = probe(features.shape[1], lr=1.0)
+    fit(p, Cached(*train, batch_size=6, seed=0, **share), list(Live(forward, eval_loader(test, **share))))
     weight = p.classifier.weight.detach()
     torch.save({"features": features, "labels": labels, "knn": nearest, "history": p.history, "weight": weight}, path)
 
@@ -265,24 +280,34 @@ def test_two_processes_measure_the_same_as_one(tmp_path):
 
 
 @pytest.fixture
-def trained(tmp_path):
-    """A data set of 40 + 15 small pictures in one file, and a checkpoint trained on it."""
-    train, test = source(40), source(15, seed=1)
+def data(tmp_path):
+    """A data set of 40 + 15 small pictures in one file."""
     arrays = {}
-    for name, part in (("train", train), ("test", test)):
+    for name, part in (("train", source(40)), ("test", source(15, seed=1))):
         arrays[f"{name}_images"] = part.images.permute(0, 2, 3, 1).numpy()
         arrays[f"{name}_labels"] = part.labels.numpy()
     np.savez(tmp_path / "data.npz", **arrays)
-    argv = ["--dataset", "npz", "--data_folder", str(tmp_path / "data.npz"), "--input_res", "16", "--stem", "small"]
-    options, _, _ = contrast.parse([*argv, "--width", "0.125", "--feat_dim", "8"])
-    query, key = encoder().state_dict(), encoder().state_dict()
-    key["backbones.0.conv1.weight"].neg_()
+    return tmp_path / "data.npz"
+
+
+def pretrained(folder, data, *argv, **shape):
+    """A checkpoint of an encoder of some `shape`, as if it had been trained with `argv` on the data set."""
+    sizes = ["--input_res", "16", "--width", "0.125", "--feat_dim", "8"]
+    options, _, _ = contrast.parse(["--data_folder", str(data), *sizes, *argv])
+    query, key = encoder(**shape).state_dict(), encoder(**shape).state_dict()
+    next(iter(key.values())).neg_()
     weights = {f"encoder.{name}": x for name, x in query.items()}
     weights |= {f"momentum_encoder.encoder.{name}": x for name, x in key.items()}
-    state = {"method": weights, "optimizer": {}, "scaler": {}, "position": {}, "options": dataclasses.asdict(options)}
-    (tmp_path / "trained").mkdir()
-    checkpoint.save(tmp_path / "trained" / "current.pth", state)
-    return tmp_path / "trained" / "current.pth"
+    values = dataclasses.asdict(options) | {"stem": "small"}
+    state = {"method": weights, "optimizer": {}, "scaler": {}, "position": {}, "options": values}
+    folder.mkdir()
+    checkpoint.save(folder / "current.pth", state)
+    return folder / "current.pth"
+
+
+@pytest.fixture
+def trained(tmp_path, data):
+    return pretrained(tmp_path / "trained", data)
 
 
 def main_linear(folder, *argv):
@@ -349,11 +374,92 @@ def test_knn_of_a_checkpoint_and_of_its_momentum_encoder(trained, tmp_path):
     assert other["encoder_sha256"] != found["encoder_sha256"] == subject.fingerprint(encoder())
 
 
+@pytest.mark.parametrize("cached", [(), ("--cache_features",)])
+def test_a_probe_of_another_layer(trained, tmp_path, cached):
+    whole = main_linear(tmp_path, "--ckpt", trained, *PROBE, *cached, "--layer", "3")
+    folder = tmp_path / "save" / "trained_layer2_linear-1"
+    state = checkpoint.load(folder / "current.pth")
+    assert whole["layer"] == "layer2" and state["method"]["weight"].shape == (3, 4 * 4 * 16)
+    shutil.copy(folder / "ckpt_epoch_2.pth", folder / "current.pth")
+    again = main_linear(tmp_path, "--ckpt", trained, *PROBE, *cached, "--layer", "layer2", "--resume", "auto")
+    assert again == whole and [path.name for path in (tmp_path / "save").iterdir()] == [folder.name]
+    with pytest.raises(ValueError, match="--layer pool contradicts .*, begun with layer2; resume with its options"):
+        main_linear(tmp_path, "--ckpt", trained, *PROBE, *cached, "--resume", folder)
+
+
+def test_knn_on_another_layer(trained, tmp_path, capsys):
+    found = main_linear(tmp_path, "--ckpt", trained, "--eval", "knn", "--layer", "stem")
+    network, parts = encoder(), {}
+    for name, data in (("train", source(40)), ("test", source(15, seed=1))):
+        data = dataclasses.replace(data, mean=IMAGENET[0], std=IMAGENET[1])
+        parts[name] = extract(partial(network.features, layer="stem"), eval_loader(data))
+    assert found["knn"]["backbone"] == knn(*parts["train"], *parts["test"], k=40, temperature=0.1, n_class=3)
+    assert "--eval knn: 4096 features of layer stem\n" in capsys.readouterr().out
+
+
+def test_an_unknown_layer_is_a_sentence(trained, tmp_path):
+    for layer in ("7", "0", "conv5"):
+        says = f"resnet18 has no --layer {layer}; choose one of stem, layer1, layer2, layer3, layer4, pool, or 1 to 6."
+        with pytest.raises(ValueError, match=says):
+            main_linear(tmp_path, "--ckpt", trained, "--layer", layer)
+
+
+@pytest.mark.parametrize(
+    ("argv", "rate"),
+    [
+        ("--arch resnet50 --width 1", 30),
+        ("--arch alexnet --width 1 --layer 5", 0.1),
+        ("--method CMC --arch resnet50v2 --width 1", 30),
+        ("--method CMC --arch resnet50v3 --width 1", 50),
+        ("--arch resnet50x2 --width 2 --layer pool", 50),
+        ("--arch resnet50x4 --width 1 --layer layer4", 30),
+        ("--arch resnet50x4 --width 1 --lr 2", 2),
+    ],
+)
+def test_the_learning_rate_is_the_published_one(argv, rate):
+    options, _, _ = linear.parse(["--dataset", "shapes", *argv.split()])
+    options, origins = subject.complete(options, subject.encoder(options)[1])
+    assert options.learning_rate == rate
+    assert origins.get("learning_rate", "auto: published for").startswith("auto: published for")
+
+
+def test_features_too_large_to_hold_are_pointed_out(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("learning.evaluation.LARGE", 4 * 55 * 4096 - 1)
+    for flags, said in ((["--eval", "knn", "--layer", "1"], True), (["--eval", "knn"], False)):
+        main_linear(tmp_path, "--ckpt", trained, *flags)
+        assert ("the features of all images take 0 GB of memory, in every process" in capsys.readouterr().out) == said
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "alexnet"])
+def test_an_encoder_of_two_modalities_is_evaluated_in_its_colours(tmp_path, data, arch, capsys):
+    argv = ("--method", "CMC", "--view", "Lab", "--arch", arch)
+    ckpt = pretrained(tmp_path / "cmc", data, *argv, arch=arch, head="linear", channels=(1, 2))
+    found = main_linear(tmp_path, "--ckpt", ckpt, "--modal", "CMC", "--view", "Lab", "--eval", "knn", "--use_ema")
+    assert found["colours"] == "Lab" and found["knn"].keys() == {"k", "backbone", "head"}
+    assert f"{arch}, width 0.125, small stem, 16 px Lab" in capsys.readouterr().out
+    probed = main_linear(tmp_path, "--ckpt", ckpt, *PROBE, "--layer", "2", "--lr", "0.1")
+    assert probed["layer"] in ("layer1", "conv2") and probed["linear"]["last"]["top1"] > 60
+    with pytest.raises(ValueError, match="--view YCbCr contradicts the checkpoint, trained with Lab"):
+        main_linear(tmp_path, "--ckpt", ckpt, "--view", "YCbCr")
+
+
+def test_colours_of_a_probe_are_those_of_the_encoder(tmp_path, data, monkeypatch):
+    seen = {}
+    features = Encoder.features
+    monkeypatch.setattr(Encoder, "features", lambda self, x, layer=None: seen.update(x=x) or features(self, x, layer))
+    ckpt = pretrained(tmp_path / "cmc", data, "--method", "CMC", "--view", "HSV", head="linear", channels=(1, 2))
+    main_linear(tmp_path, "--ckpt", ckpt, *PROBE, "--epochs", "1", "--cache_features", "--batch_size", "15")
+    images = source(15, seed=1).images / 255
+    torch.testing.assert_close(seen["x"], colours("CMC", "HSV", (), ())(images))
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--arch", "resnet50"], "--arch resnet50 contradicts the checkpoint"),
         (["--method", "MoCo"], "--method MoCo contradicts the checkpoint"),
+        (["--modal", "CMC"], "--modal CMC contradicts the checkpoint, trained with RGB"),
+        (["--view", "Lab"], "--view Lab contradicts the checkpoint, trained without it"),
         (["--n_class", "2"], "--n_class 2 is below the 3 classes"),
         (["--resume", "TRAINED"], "is not a checkpoint of main_linear.py"),
     ],
@@ -368,6 +474,15 @@ def test_what_agrees_with_the_checkpoint_is_accepted(trained, tmp_path, capsys):
         tmp_path, "--ckpt", trained, "--eval", "knn", "--method", "MoCov2", "--arch", "resnet18", "--n_class", "9"
     )
     assert "--n_class 9 is more than the 3 classes" in capsys.readouterr().out
+
+
+def test_checkpoints_from_before_there_were_modalities_are_of_rgb(trained, tmp_path):
+    state = checkpoint.load(trained)
+    for name in ("modal", "view", "mem", "jigsaw"):
+        del state["options"][name]
+    checkpoint.save(trained, state)
+    found = main_linear(tmp_path, "--ckpt", trained, "--eval", "knn", "--modal", "RGB")
+    assert found["colours"] == "RGB" and found["encoder_sha256"] == subject.fingerprint(encoder())
 
 
 def test_a_learning_rate_beyond_the_features_is_pointed_out(trained, tmp_path, capsys):
@@ -401,6 +516,7 @@ def test_other_images_are_normalised_as_in_training(trained):
     _, values, _ = subject.encoder(options)
     options, origins = subject.complete(options, values)
     assert (options.dataset, options.input_res, options.data_folder) == ("shapes", 16, None)
+    assert origins.pop("learning_rate").startswith("auto") and origins.pop("layer") == "the last"
     assert origins == {"input_res": "checkpoint"}
     train, test = subject.images(options, values | {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]})
     assert train.mean == test.mean == (0.1, 0.2, 0.3) and train.std == test.std == (0.4, 0.5, 0.6)
@@ -415,6 +531,22 @@ def test_an_untrained_encoder_is_the_one_training_starts_from():
     assert subject.fingerprint(build_encoder(7)) == subject.fingerprint(start) != subject.fingerprint(build_encoder(8))
     with pytest.raises(ValueError, match="--temperature is about a trained encoder"):
         subject.encoder(dataclasses.replace(options, temperature=0.2))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_there_is_an_untrained_encoder_for_every_method(method):
+    argv = ["--dataset", "shapes", "--width", "0.125", "--method", method]
+    build_encoder, values, _ = subject.encoder(linear.parse(argv)[0])
+    network, images = build_encoder(3), torch.zeros(2, 3, 32, 32)
+    assert network.channels == ((1, 2) if "CMC" in method else (3,))
+    assert [x.shape for x in network(images)] == [(2, values["feat_dim"])] * len(network.channels)
+
+
+def test_modality_and_view_choose_an_untrained_encoder(tmp_path, data):
+    argv = ["--data_folder", data, "--eval", "knn", "--arch", "alexnet", "--width", "0.125", "--input_res", "16"]
+    found = main_linear(tmp_path, *argv, "--modal", "CMC", "--view", "YIQ", "--layer", "conv3")
+    assert (found["colours"], found["arch"], found["layer"]) == ("YIQ", "alexnet", "conv3")
+    assert (tmp_path / "save" / "Scratch_conv3_knn-1").exists()
 
 
 def test_a_missing_checkpoint_is_one_line(tmp_path):

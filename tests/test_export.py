@@ -27,6 +27,7 @@ def save(path, **changes):
         for name, x in networks[-1].named_buffers():
             if "running" in name:
                 x.uniform_(0.5, 2)
+    shape["modal"] = "CMC" if "channels" in changes else "RGB"
     weights = {f"encoder.{name}": x for name, x in networks[0].state_dict().items()}
     weights |= {f"momentum_encoder.encoder.{name}": x for name, x in networks[1].state_dict().items()}
     values = vars(options) | shape | {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.25, 0.2)}
@@ -172,6 +173,10 @@ def test_another_librarys_file_is_converted_directly(tmp_path, capsys):
         ({"arch": "resnet18x2"}, ["--to", "timm"], "timm builds no resnet18 of width 2 .*; export --to"),
         ({"arch": "resnext152_64x4d", "width": 0.25}, ["--to", "timm"], "timm builds no resnext152_64x4d"),
         ({"stem": "small", "width": 0.25}, ["--to", "detectron2"], "builds no .* with small stem"),
+        ({"arch": "alexnet", "width": 0.125}, ["--to", "detectron2"], "detectron2 builds no alexnet"),
+        ({"arch": "alexnet", "width": 0.125}, ["--to", "onnx"], "onnx builds no alexnet .* instead"),
+        ({"arch": "alexnet"}, ["--to", "torchvision"], "torchvision builds no alexnet of width 1"),
+        ({"width": 0.25, "channels": (1, 2)}, ["--to", "onnx"], "two modalities, which no other library builds"),
         ({"width": 0.25}, ["--to", "detectron2", "--head"], "no place for a projection head; leave --head out"),
         ({"width": 0.25, "head": "none"}, ["--to", "onnx", "--head"], "no projection head that can be read"),
     ],

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from learning.draws import Draws
-from learning.methods.base import Contrast
+from learning.losses import InfoNCE
+from learning.methods.base import Contrast, Rewriting
 from memory.feature_transform import Coefficient, NegativeTransform, PositiveTransform, beta_quantiles
 from memory.task import Negatives, Task
 
@@ -24,10 +25,11 @@ class Fixed:
 
     value: float | torch.Tensor
 
-    def keyed(self, like, draws, salt):
-        return torch.as_tensor(self.value, dtype=like.dtype)
+    def keyed(self, task, draws, salt):
+        return self.shared(task.query, draws, salt)
 
-    shared = keyed
+    def shared(self, like, draws, salt):
+        return torch.as_tensor(self.value, dtype=like.dtype)
 
 
 @pytest.fixture
@@ -131,16 +133,20 @@ def test_tabulated_beta_passes_a_kolmogorov_smirnov_test(alpha):
 
 def test_granularity_decides_who_shares_a_lambda(draws):
     like = torch.zeros(4, 8)
-    shapes = {g: tuple(Coefficient(2.0, g).keyed(like, draws, "x").shape) for g in ("batch", "sample", "dim")}
+    task = Task("image", like, like)
+    shapes = {g: tuple(Coefficient(2.0, g).keyed(task, draws, "x").shape) for g in ("batch", "sample", "dim")}
     assert shapes == {"batch": (1, 1), "sample": (4, 1), "dim": (4, 8)}
-    per_sample = Coefficient(2.0, "sample").keyed(like, draws, "x")
-    alone = Coefficient(2.0, "sample").keyed(like[2:3], Draws(0, 99, torch.arange(4)[2:3]), "x")
+    per_sample = Coefficient(2.0, "sample").keyed(task, draws, "x")
+    third = Task("image", like[2:3], like[2:3])
+    alone = Coefficient(2.0, "sample").keyed(third, Draws(0, 99, torch.tensor([2])), "x")
     assert torch.equal(per_sample[2:3], alone)  # a sample's lambda depends on neither batch nor step
+    named = Coefficient(2.0, "sample").keyed(dataclasses.replace(third, keys=torch.tensor([3])), draws, "x")
+    assert torch.equal(per_sample[3:], named)  # rows that are not the batch's samples bring keys of their own
     assert torch.equal(*(Coefficient(2.0).shared(like, draws, "x") for _ in range(2)))
 
 
 def test_begin_step_and_scores_before(task, draws):
-    contrast = Contrast(0.2, [PositiveTransform(Fixed(0.5))], begin_step=6, before=True)
+    contrast = Contrast(InfoNCE(0.2), Rewriting([PositiveTransform(Fixed(0.5))], begin_step=6, before=True))
     off, on = contrast([task], draws), contrast([task], dataclasses.replace(draws, step=6))
     assert torch.equal(off.scores[:, :6], off.scores[:, 6:])
     torch.testing.assert_close(on.scores[:, 6:], off.scores[:, :6])
@@ -150,6 +156,6 @@ def test_begin_step_and_scores_before(task, draws):
 
 def test_appended_columns_are_scored_once_each(task, draws):
     doubled = dataclasses.replace(task, negatives=task.negatives * 2)
-    rows = Contrast(0.2)([doubled], draws).scores
-    single = Contrast(0.2)([task], draws).scores
+    rows = Contrast(InfoNCE(0.2))([doubled], draws).scores
+    single = Contrast(InfoNCE(0.2))([task], draws).scores
     torch.testing.assert_close(rows[:, 4], single[:, 4])  # the mean of exp(neg / T) does not change

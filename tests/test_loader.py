@@ -12,7 +12,6 @@ from datasets.loader import EvalLoader, KeyedSampler, TrainLoader
 from datasets.recipes import evaluation, probe, training
 from datasets.sources import CIFAR, Source, open_source
 
-
 PLAIN = colours("RGB", "Lab", *CIFAR)
 
 

@@ -213,7 +213,7 @@ def test_a_dry_run_tells_everything_and_leaves_nothing(work, capsys):
         "  temperature                  0.2                  method MoCov2",
         "stem                         small                auto: --input_res 32",
         "images: 8, 2 classes",
-        "steps: 6 = 3 x 2, 6 of them warm-up",
+        "steps: 6 = 3 x 2, 2 of them warm-up",
         "feature transformation: from step 3 on",
         "run folder: save/MoCov2-ft-folder-resnet18-1",
         "epoch 1  step 2/6  loss",
@@ -256,4 +256,4 @@ def test_start_and_end_of_a_run_are_short(everything, tmp_path, capsys, monkeypa
 def test_other_images_under_a_resumed_run_leave_no_folder_and_no_log(work, capsys):
     for flags in ("--resume save/run/current.pth --name other", "--resume save/run"):
         said = sentence("contrast", f"{flags} --data_folder flat --num_workers 0", capsys)
-        assert "2 steps per epoch, this run 4" in said
+        assert "is of 8 images in 2 steps per epoch, this run has 16 in 4" in said

@@ -11,6 +11,7 @@ from models.heads import head
 from models.momentum import MomentumEncoder
 from models.norm import SplitBatchNorm, split_batch_norm
 from models.resnet import resnet
+from models.trunks import layers, trunk
 
 CHANNELS_LAST = torch.channels_last
 
@@ -57,42 +58,121 @@ def test_torchvision_weights_load_and_give_the_same_features(arch):
 )
 def test_sizes_are_the_published_ones(arch, millions, feature_dim):
     with torch.device("meta"):
-        trunk = resnet(arch)
-    digits = len(str(millions).split(".")[1])
-    assert round(sum(p.numel() for p in trunk.parameters()) / 1e6, digits) == millions
-    assert trunk.feature_dim == feature_dim
+        built = trunk(arch)
+    assert size(built, millions) == millions
+    assert built.feature_dim == feature_dim
 
 
-def test_half_width_pair_is_the_size_of_cmc():
+def size(network, like):
+    """Millions of parameters, to as many digits."""
+    return round(sum(p.numel() for p in network.parameters()) / 1e6, len(str(like).split(".")[1]))
+
+
+def pair(arch, **changes):
     with torch.device("meta"):
-        encoder = Encoder(arch="resnet50", width=0.5, stem="imagenet", head="linear", feat_dim=128, channels=(1, 2))
-    assert round(sum(p.numel() for p in encoder.backbones.parameters()) / 1e6, 1) == 11.8
-    assert encoder.feature_dim == 2048
+        return Encoder(arch=arch, width=1.0, stem="imagenet", head="linear", feat_dim=128, channels=(1, 2), **changes)
 
 
-def test_width_can_be_typed_either_way():
+@pytest.mark.parametrize(
+    ("arch", "millions", "feature_dim"),
+    [
+        ("resnet50v1", 12.06, 2048),
+        ("resnet50v2", 47.53, 4096),
+        ("resnet50v3", 188.84, 8192),  # with PyContrast's stem of 128 channels; CMC keeps 64: 188.75
+        ("resnet18v1", 5.69, 512),
+        ("resnet101v1", 21.58, 2048),
+        ("alexnet", 29.69, 4096),
+    ],
+)
+def test_pairs_have_the_sizes_of_cmc(arch, millions, feature_dim):
+    encoder = pair(arch)
+    assert size(encoder, millions) == millions and encoder.feature_dim == feature_dim
+    assert [next(trunk.parameters()).shape[1] for trunk in encoder.backbones] == [1, 2]
+
+
+def test_the_trunks_of_a_pair_and_the_convolutions_of_alexnet_have_the_published_sizes():
+    assert size(pair("resnet50").backbones, 11.8) == 11.8
+    convolutions = nn.ModuleList(getattr(half, f"conv{i}") for half in pair("alexnet").backbones for i in range(1, 6))
+    assert size(convolutions, 1.88) == 1.88
+
+
+@pytest.mark.parametrize(("name", "width"), [("resnet18x2", 2), ("resnet18v2", 2), ("resnet18v3", 4), ("alexnetx2", 2)])
+def test_width_can_be_typed_either_way(name, width):
     with torch.device("meta"):
-        by_name, by_number = resnet("resnet18x2"), resnet("resnet18", width=2)
+        by_name, by_number = trunk(name), trunk(name[:-2], width=width)
     assert [p.shape for p in by_name.parameters()] == [p.shape for p in by_number.parameters()]
 
 
 def test_small_stem_keeps_the_resolution():
-    trunk = resnet("resnet18", width=0.25, in_channels=2, small_stem=True)
-    assert trunk.conv1.weight.shape == (64, 2, 3, 3)
-    assert trunk.maxpool(trunk.conv1(torch.zeros(1, 2, 32, 32))).shape == (1, 64, 32, 32)
+    network = resnet("resnet18", width=0.25, in_channels=2, small_stem=True)
+    assert network.conv1.weight.shape == (64, 2, 3, 3)
+    assert network(torch.zeros(1, 2, 32, 32), "stem").shape == (1, 64, 32, 32)
 
 
 def test_initial_values():
     torch.manual_seed(0)
-    trunk = resnet("resnet18")
-    weight = trunk.layer2[0].conv1.weight
+    network = resnet("resnet18")
+    weight = network.layer2[0].conv1.weight
     assert weight.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
-    assert all(bn.weight.eq(1).all() for bn in trunk.modules() if isinstance(bn, nn.BatchNorm2d))
+    assert all(bn.weight.eq(1).all() for bn in network.modules() if isinstance(bn, nn.BatchNorm2d))
 
 
 def test_unknown_architecture_is_a_sentence():
-    with pytest.raises(ValueError, match="unknown architecture 'vgg16'; choose one of resnet18"):
-        resnet("vgg16")
+    with pytest.raises(ValueError, match="unknown architecture 'vgg16'; choose one of resnet18, .*, alexnet, "):
+        trunk("vgg16")
+
+
+# --- layers
+
+
+@pytest.mark.parametrize(
+    ("arch", "wanted"),
+    [
+        ("alexnet", [9600, 9216, 9600, 9600, 9216, 4096, 4096]),
+        ("resnet50v1", [8192, 9216, 8192, 9216, 100352, 2048]),
+        ("resnet50v2", [8192, 2 * 9216, 2 * 8192, 2 * 9216, 2 * 100352, 4096]),
+        ("resnet18v1", [8192, 2304, 2048, 2304, 25088, 512]),
+    ],
+)
+def test_the_linear_probes_of_cmc_have_the_published_inputs(arch, wanted):
+    encoder = pair(arch).eval()
+    images = torch.zeros(2, 3, 224, 224, device="meta")
+    assert [encoder.features(images, layer).shape for layer in encoder.layers] == [(2, n) for n in wanted]
+
+
+@pytest.mark.parametrize(("arch", "side"), [("resnet18", 32), ("resnet18", 96), ("alexnet", 32), ("alexnet", 100)])
+def test_maps_are_pooled_as_published_and_never_enlarged(arch, side):
+    encoder = small_encoder(arch=arch, stem="small" if side == 32 else "imagenet", channels=(1, 2)).eval()
+    images = torch.randn(2, 3, side, side)
+    pool = F.adaptive_max_pool2d if arch == "alexnet" else F.adaptive_avg_pool2d
+    to = {"conv1": 10, "conv2": 6, "conv3": 5, "conv4": 5, "stem": 8, "layer1": 6, "layer2": 4, "layer3": 3}
+    for layer in encoder.layers:
+        maps = torch.cat([b(part, layer) for b, part in zip(encoder.backbones, images.split((1, 2), 1))], dim=1)
+        wanted = pool(maps, to[layer]) if layer in to and maps.shape[-1] > to[layer] else maps
+        assert torch.equal(encoder.features(images, layer), wanted.flatten(1))
+    assert torch.equal(encoder.features(images, layer), encoder.features(images))
+    assert encoder.layers == layers(arch) and layers("resnet50x2")[1] == "layer1"
+
+
+def test_the_last_pool_of_alexnet_is_the_published_one_at_224_pixels():
+    maps = torch.randn(2, 4, 13, 13)
+    network = trunk("alexnet", width=0.03125)
+    assert torch.equal(network.conv5[-1](maps), F.max_pool2d(maps, 3, 2))
+
+
+@pytest.mark.parametrize(("side", "small"), [(16, True), (32, True), (64, True), (32, False), (300, False)])
+def test_alexnet_takes_pictures_of_any_size(side, small):
+    network = trunk("alexnet", width=0.03125, in_channels=2, small_stem=small)
+    assert network(torch.randn(3, 2, side, side)).shape == (3, 128)
+    assert network(torch.randn(3, 2, side, side), "conv1").shape[-1] >= (7 if small else 3)
+
+
+def test_a_layer_is_what_the_published_network_computes_there():
+    network, images = resnet("resnet18", width=0.25).eval(), torch.randn(2, 3, 64, 64)
+    children = [network.conv1, network.bn1, network.relu, network.maxpool]
+    maps = nn.Sequential(*children, network.layer1, network.layer2)(images)
+    assert torch.equal(network(images, "layer2"), maps)
+    assert torch.equal(network(images), network.layer4(network.layer3(maps)).mean((2, 3)))
 
 
 # --- heads and encoder
@@ -129,7 +209,7 @@ def test_encoder_gives_one_embedding_per_modality(channels):
     with torch.autocast("cpu", torch.bfloat16):
         embeddings, features = encoder(images), encoder.features(images)
     assert [e.shape for e in embeddings] == [(4, 16)] * len(channels)
-    assert features.shape == (4, encoder.feature_dim) == (4, 128 * len(channels))
+    assert features.shape == (4, encoder.feature_dim) == (4, 128)
     assert {e.dtype for e in (*embeddings, features)} == {torch.float32}
     assert all(torch.allclose(e.norm(dim=1), torch.ones(4)) for e in embeddings)
 
@@ -246,13 +326,13 @@ def test_too_few_rows_for_the_splits_is_a_sentence():
 
 def test_momentum_update_is_the_formula_on_parameters_only():
     source = small_encoder(head="mlp_bn")
-    momentum = MomentumEncoder(source, 0.9)
+    momentum = MomentumEncoder(source)
     start = copy.deepcopy(momentum.encoder)
     for p in source.parameters():
         p.data.normal_()
     for buffer in source.buffers():
         buffer.add_(1)
-    momentum.update(source)
+    momentum.update(source, 0.9)
     for ours, old, theirs in zip(momentum.encoder.parameters(), start.parameters(), source.parameters()):
         torch.testing.assert_close(ours, 0.9 * old + 0.1 * theirs)
     assert all(torch.equal(a, b) for a, b in zip(momentum.encoder.buffers(), start.buffers()))
@@ -260,7 +340,7 @@ def test_momentum_update_is_the_formula_on_parameters_only():
 
 def test_momentum_encoder_never_receives_gradients_but_has_its_own_statistics():
     source = small_encoder()
-    momentum = MomentumEncoder(source, 0.9)
+    momentum = MomentumEncoder(source)
     keys = momentum(torch.randn(4, 3, 16, 16))
     assert not keys[0].requires_grad and not any(p.requires_grad for p in momentum.parameters())
     assert momentum.encoder.backbones[0].bn1.num_batches_tracked == 1
@@ -270,8 +350,8 @@ def test_momentum_encoder_never_receives_gradients_but_has_its_own_statistics():
 @pytest.mark.parametrize(("momentum", "same_as"), [(1.0, "start"), (0.0, "source")])
 def test_momentum_at_its_ends(momentum, same_as):
     source = nn.Linear(3, 2)
-    key = MomentumEncoder(source, momentum)
+    key = MomentumEncoder(source)
     start = copy.deepcopy(source)
     source.weight.data.normal_()
-    key.update(source)
+    key.update(source, momentum)
     assert torch.equal(key.encoder.weight, {"start": start, "source": source}[same_as].weight)

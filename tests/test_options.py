@@ -91,7 +91,7 @@ def test_data_folder_alone_means_folder():
     assert pretrain("--data_folder pictures --dataset imagenet")[0].dataset == "imagenet"
 
 
-@pytest.mark.parametrize("layer", [*DATASETS.values(), *METHODS.values()])
+@pytest.mark.parametrize("layer", [*DATASETS.values(), *(dict(layer, method=name) for name, layer in METHODS.items())])
 def test_presets_name_existing_options(layer):
     dataclasses.replace(contrast.ContrastOptions(data_folder="x"), **layer).validate()
 
@@ -164,7 +164,8 @@ def test_published_pretraining_commands(line, dataset):
 def test_published_linear_commands(line, dataset):
     options, _, notes = linear.parse(line.split())
     assert (options.dataset, options.method, options.ckpt) == (dataset, "MoCov2", "your/path/to/pretrain_model")
-    assert (options.epochs, options.lr_decay_epochs, options.learning_rate) == (100, (60, 80), 30.0)
+    assert (options.epochs, options.lr_decay_epochs) == (100, (60, 80))
+    assert options.learning_rate is None  # chosen by architecture and layer
     assert notes == []
 
 
@@ -283,13 +284,31 @@ def test_begin_epoch_counts_without_save_score():
         ("--feature_mix", ["--feature_mix", "never had an effect"]),
         ("--mix_ratio 1.0", ["--mix_ratio", "never had an effect"]),
         ("--mix-alpha=0.2", ["--mix_alpha", "never had an effect"]),
-        ("--jigsaw", ["--jigsaw", "jigsaw methods"]),
-        ("-m 0.5", ["-m", "memory-bank"]),
-        ("--beta 0.5", ["--beta", "jigsaw methods"]),
         ("--crop 0.2", ["--crop", "main_linear.py"]),
-        ("--method PIRL", ["--method", "MoCov2", "'PIRL'"]),
-        ("--modal CMC", ["--modal", "only RGB", "'CMC'"]),
-        ("--aug D", ["--aug", "mocov1, mocov2", "'D'"]),
+        ("--method DINO", ["--method", "MoCov2", "'DINO'"]),
+        ("--modal LAB", ["--modal", "one of RGB, CMC", "'LAB'"]),
+        ("--aug F", ["--aug", "mocov1, mocov2", "'F'"]),
+        *(
+            (f"--method {method} --mem {mem}", [f"--method {method}", f"leave --mem {mem} out"])
+            for method, mem in [("SimSiam", "moco"), ("BYOL", "bank"), ("SwAV", "batch"), ("SupCon", "none")]
+        ),
+        ("--mem none", ["--mem none", "SimSiam, BYOL, SwAV"]),
+        *(
+            (f"--method {method} --ft_neg {kind}", [f"--ft_neg {kind}", f"--method {method}", "--ft_pos works"])
+            for method, kind in [("SimSiam", "interpolate"), ("BYOL", "append"), ("SwAV", "interpolate")]
+        ),
+        ("--method SimSiam --mixnorm", ["--ft_neg", "SimSiam"]),
+        *(
+            (f"--method {method} --modal CMC", ["--modal CMC", method])
+            for method in ("SupCon", "SimSiam", "BYOL", "SwAV")
+        ),
+        *((f"--method {method} --jigsaw", ["--jigsaw", "memory"]) for method in ("SimCLR", "SupCon", "BYOL", "SwAV")),
+        ("--method SimCLR --loss nce", ["--loss nce", "--mem batch"]),
+        ("--method SwAV --loss nce", ["--loss nce", "--mem none"]),
+        ("--method SupCon --batch_size 2", ["--batch_size 2", "--mem batch", "4 or more"]),
+        ("--method InsDis --queue_size 0", ["--queue_size 0", "--mem bank"]),
+        ("--method MoCo -k 0", ["--queue_size 0", "--mem moco"]),
+        ("--sync_bn --bn_splits 2", ["--sync_bn", "--bn_splits 2"]),
         ("--epochs 1.5", ["--epochs", "a whole number", "'1.5'"]),
         ("--temperature nan", ["--temperature", "a number"]),
         ("--bn_splits many", ["a whole number or only auto", "'many'"]),
@@ -374,6 +393,15 @@ def test_main_linear_without_a_checkpoint_is_the_untrained_baseline():
         ("--gpu 1 --multiprocessing-distributed", ["--gpu", "--multiprocessing_distributed"]),
         ("--stop_epoch 30", ["--stop_epoch 30", "--epochs 20"]),
         ("--warm --warmup_epochs 3", ["--warm ", "--warmup_epochs 3"]),
+        ("-m 0.5", ["--bank_momentum", "--mem moco"]),
+        ("--method InsDis --alpha 0.9", ["--key_momentum", "no key encoder"]),
+        ("--method BYOL -t 0.2", ["--temperature", "no softmax"]),
+        ("--method SimSiam -k 64", ["--queue_size", "--mem none"]),
+        ("--method SupCon --key_schedule cosine", ["--key_schedule", "no key encoder"]),
+        ("--beta 0.3", ["--beta", "without --jigsaw"]),
+        ("--method PIRL --view Lab", ["--view", "--modal RGB"]),
+        ("--prototypes 30", ["--prototypes", "SwAV"]),
+        ("--method BYOL --fix_pred_lr", ["--fix_pred_lr", "BYOL"]),
     ],
 )
 def test_main_contrast_notes(line, words):

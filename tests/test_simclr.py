@@ -9,7 +9,8 @@ import torch
 from learning import build, checkpoint
 from learning.draws import Draws
 from learning.interrupt import Interrupt
-from learning.methods.base import Contrast
+from learning.losses import InfoNCE
+from learning.methods.base import Contrast, Rewriting
 from learning.methods.simclr import both_ways
 from memory import scores
 from memory.feature_transform import NegativeTransform, PositiveTransform
@@ -28,7 +29,7 @@ def pair():
 def test_nt_xent_golden(temperature, mean):
     one, other = pair()
     tasks = both_ways("image", one, other, torch.tensor([7, 3, 9, 1]))
-    out = Contrast(temperature)(tasks, Draws(0, 0, torch.arange(4)))
+    out = Contrast(InfoNCE(temperature))(tasks, Draws(0, 0, torch.arange(4)))
     assert out.loss.item() == pytest.approx(mean, abs=1e-9)
     assert out.scores.shape == (4, len(scores.COLUMNS))
 
@@ -36,7 +37,8 @@ def test_nt_xent_golden(temperature, mean):
 def test_gradients_are_those_of_the_formula():
     """Both views get gradients, as anchor, as positive and as everybody else's negative."""
     one, other = pair()
-    Contrast(0.5)(both_ways("image", one, other, torch.arange(4)), Draws(0, 0, torch.arange(4))).loss.backward()
+    contrast = Contrast(InfoNCE(0.5))
+    contrast(both_ways("image", one, other, torch.arange(4)), Draws(0, 0, torch.arange(4))).loss.backward()
     z = torch.cat([one, other]).detach().requires_grad_()
     similarity = (z @ z.T / 0.5).fill_diagonal_(-math.inf)
     torch.nn.functional.cross_entropy(similarity, torch.arange(8).roll(4)).backward()
@@ -48,8 +50,8 @@ def test_ft_mixes_no_negative_from_the_own_image():
     one, other = pair()
     index, draws, lam, mu, temperature = torch.tensor([7, 3, 9, 1]), Draws(3, 5, torch.arange(4)), 1.4, 0.7, 0.2
     tasks = both_ways("image", one, other, index)
-    transforms = PositiveTransform(Fixed(lam - 1)), NegativeTransform(Fixed(mu))
-    out = Contrast(temperature, transforms)(tasks, draws)
+    rewriting = Rewriting((PositiveTransform(Fixed(lam - 1)), NegativeTransform(Fixed(mu))))
+    out = Contrast(InfoNCE(temperature), rewriting)(tasks, draws)
 
     z, owner = torch.stack([one, other], 1).flatten(0, 1).detach(), index.repeat_interleave(2)
     losses, rows = [], []
@@ -91,7 +93,7 @@ def test_gradients_reach_every_weight(ft):
 
 def test_two_processes_have_the_negatives_of_one(tmp_path):
     """Batch norm in two chunks is what two processes do; the loss, its gradient and the scores see the whole batch."""
-    flags = f"{SIMCLR} --optimizer sgd --warmup_epochs 0 --batch_size 64 --epochs 1 --print_freq 1"
+    flags = f"{SIMCLR} --optimizer sgd --warmup_epochs 0 --batch_size 64 --epochs 1 --print_freq 1 --no_sync_bn"
     one = launched(tmp_path, "one", [], flags, "--bn_splits 2")
     two = launched(tmp_path, "two", [], flags, "--nprocs 2 --bn_splits 1")
     ours, theirs = (checkpoint.load(folder / "current.pth")["optimizer"]["state"] for folder in (one, two))

@@ -290,7 +290,7 @@ def test_every_preset_trains_with_and_without_ft(method, ft):
         assert (p.grad is None) == name.startswith("momentum_encoder"), name
     queue = training.method.queues[0].keys.clone()
     training.optimizer.step()
-    training.method.after_step(out)
+    training.method.after_step(out, 0)
     assert out.loss.isfinite() and out.scores.shape == (16, 12 if ft else 6)
     assert torch.equal(training.method.queues[0].keys[:16], out.writes[0])  # the untransformed keys
     assert torch.equal(training.method.queues[0].keys[16:], queue[16:])

@@ -69,7 +69,47 @@ def test_scores_that_were_not_recorded_have_no_curve(tmp_path):
     first, second = runs.read_runs([without_before, without_negatives])
     assert first.curve("gap") is not None and first.curve("gap", before=True) is None
     assert second.curve("positive_mean") is not None and second.curve("gap") is None
-    assert [text.get_text() for text in figures.compare([second], "negative_mean").axes[0].texts] == ["not recorded"]
+    assert second.curve("positive_mean", before=True) is not None
+
+
+def titles(figure):
+    return [axes.get_title("left") or axes.get_title() for axes in figure.axes]
+
+
+@pytest.fixture
+def without_negatives(tmp_path):
+    """A run of SimSiam with FT."""
+    folder = write_run(tmp_path / "simsiam", columns=["positive"])
+    with (folder / "log.jsonl").open("a") as file:
+        file.write('{"kind": "step", "epoch": 1, "step": 5, "loss": -0.9, "feature_std": 0.02}\n')
+    return folder
+
+
+def test_a_panel_without_data_is_not_drawn(pair, without_negatives):
+    (alone,), both = runs.read_runs([without_negatives]), runs.read_runs([*pair, without_negatives])
+    positive = figures.TITLES["positive_mean"]
+    measured = [positive, "Training loss", "k-NN accuracy (%)", "Spread of the embeddings"]
+    assert titles(figures.overview([alone])) == measured
+    assert titles(figures.compare([alone])) == titles(figures.waterfall([alone])) == [positive]
+    assert titles(figures.grid([alone])) == [positive, positive]
+    assert len(figures.overview([alone]).axes[0].lines) > len(figures.overview([alone]).axes[1].lines)
+    assert [len(figure(both).axes) for figure in (figures.overview, figures.compare, figures.waterfall)] == [6, 3, 3]
+    assert not any(axes.texts for axes in figures.overview(both).axes)
+    assert [bool(axes.texts) for axes in figures.grid(both[:2], both[2:]).axes] == [False] * 3 + [True, True, False]
+
+
+@pytest.mark.parametrize("draw", [figures.compare, figures.waterfall])
+def test_asking_for_what_no_run_has_is_one_sentence(without_negatives, draw):
+    with pytest.raises(ValueError, match="negative_mean was not recorded .*: draw positive_mean$"):
+        draw(runs.read_runs([without_negatives]), "positive_mean", "negative_mean")
+
+
+def test_all_figures_of_a_run_without_negatives(without_negatives, tmp_path, capsys):
+    assert plot_scores.main([str(without_negatives), "--figure", "all", "-o", str(tmp_path / "s.png")]) == 0
+    drawn = [Path(line).stem for line in capsys.readouterr().out.split()]
+    assert drawn == ["s_overview", "s_comparison", "s_positive_mean", "s_grid", "s_waterfall"]
+    assert plot_scores.main([str(without_negatives), "--figure", "negative_mean"]) == 2
+    assert "draw positive_mean" in capsys.readouterr().err
 
 
 def test_only_the_drawn_columns_are_read(pair, monkeypatch):

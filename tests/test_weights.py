@@ -16,7 +16,6 @@ import torchvision
 from torch import nn
 
 from learning import build, checkpoint, evaluation, subject, weights
-from models.encoder import Encoder
 from models.layouts import find_trunk
 from models.resnet import resnet
 from options import contrast, linear
@@ -124,7 +123,7 @@ def test_use_ema_takes_the_moving_average(name):
             find_trunk(FILES[name], ema=True)
         return
     found = find_trunk(FILES[name], ema=True)
-    assert all(torch.equal(found.weights[key], x) for key, x in B.items())
+    assert all(torch.equal(found.weights[f"0.{key}"], x) for key, x in B.items())
 
 
 @pytest.mark.parametrize(
@@ -144,9 +143,53 @@ def test_the_architecture_is_read_from_the_shapes(arch, sizes):
     assert int(64 * found.width) == int(64 * sizes["width"])
 
 
+# --- a trunk for each modality
+
+
+def half(channels, seed):
+    return trunk(seed, width=0.125, in_channels=channels, small_stem=True)
+
+
+L, AB, L2, AB2 = half(1, 2), half(2, 3), half(1, 4), half(2, 5)
+PAIRS = {
+    "CMC": {"opt": OPT, "contrast": {"memory_l": ONE}, "model": under("encoder.module.", under("l_to_ab.", L) |
+            under("ab_to_l.", AB) | head("l_to_ab.fc.", 0) | head("ab_to_l.fc.", 0))},
+    "PyContrast": {"model": under("module.", under("encoder1.", L) | under("encoder2.", AB) | head("head1.") |
+                   head("head2.")), "model_ema": under("encoder1.", L2) | under("encoder2.", AB2)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "view"), [("CMC", "Lab"), ("PyContrast", "YDbDr")])
+def test_a_pair_of_trunks_is_an_encoder_of_two_modalities(name, view, tmp_path):
+    torch.save(PAIRS[name], tmp_path / "pair.pth")
+    argv = ["--ckpt", str(tmp_path / "pair.pth"), "--dataset", "shapes"]
+    get_encoder, values, (recognised, guessed) = subject.encoder(linear.parse(argv)[0])
+    network = get_encoder(0)
+    for backbone, wanted in zip(network.backbones, (L, AB), strict=True):
+        assert all(torch.equal(backbone.state_dict()[key], x) for key, x in wanted.items())
+    assert network.channels == (1, 2) and network.features(torch.zeros(1, 3, 16, 16)).shape == (1, 128)
+    assert (values["arch"], values["width"], values["modal"], values["view"]) == ("resnet18", 0.25, "CMC", view)
+    assert recognised.startswith(f"{name} layout (") and "resnet18 of width 0.25, small stem, two modal" in recognised
+    rest = {"CMC": "module. (4 tensors), contrast.memory_l", "PyContrast": "model_ema. (252 tensors), model.module. (8"}
+    assert f"{2 * len(A)} tensors used; not used: " in recognised and rest[name] in recognised
+    assert guessed.endswith(f"does not tell its colour space, taken to be {view} as published: --view changes it")
+
+    _, values, remarks = subject.encoder(linear.parse([*argv, "--view", "HSV", "--modal", "CMC"])[0])
+    assert values["view"] == "HSV" and remarks == [recognised]
+    with pytest.raises(ValueError, match="holds a resnet18 of width 0.25 for --modal CMC, which --modal RGB contradi"):
+        subject.encoder(linear.parse([*argv, "--modal", "RGB"])[0])
+
+
+def test_the_moving_average_of_a_pair():
+    found = find_trunk(PAIRS["PyContrast"], ema=True)
+    assert found.weights.keys() == (under("0.", L2) | under("1.", AB2)).keys()
+    assert all(torch.equal(found.weights[key], x) for key, x in (under("0.", L2) | under("1.", AB2)).items())
+    assert found.where == "model_ema.encoder1. and model_ema.encoder2."
+
+
 def test_files_without_step_counters_are_complete():
     old = {name: x for name, x in A.items() if not name.endswith("num_batches_tracked")}
-    assert find_trunk(old).weights.keys() == A.keys()
+    assert find_trunk(old).weights.keys() == under("0.", A).keys()
 
 
 def without(*names):
@@ -154,8 +197,9 @@ def without(*names):
 
 
 REFUSED = {
-    "the pair of CMC": ({"model": under("module.l_to_ab.", A) | under("module.ab_to_l.", A)}, "one per modality"),
-    "two trunks of PyContrast": ({"model": under("encoder1.", A) | under("encoder2.", A)}, "one per modality"),
+    "the AlexNet of CMC": ({"model": under("encoder.module.l_to_ab.conv_block_1.0.", {"weight": ONE}) |
+                            under("encoder.module.ab_to_l.conv_block_1.0.", {"weight": ONE})}, "the AlexNet of CMC"),
+    "two RGB trunks": ({"model": under("encoder1.", A) | under("encoder2.", A)}, "expects 3 input channels, not 1"),
     "a ViT": ({"cls_token": torch.ones(1), "blocks.0.attn.qkv.weight": torch.ones(2)}, "vision transformer"),
     "resnet50d": ({"conv1.0.weight": torch.ones(2), **without("conv1.weight")}, "another stem"),
     "a wide ResNet": (torchvision.models.wide_resnet50_2().state_dict(), "nearest to a resnext50_32x4d .* lacks 16 of"),
@@ -164,7 +208,7 @@ REFUSED = {
     "too many": (A | {"layer2.0.se.fc1.weight": torch.ones(2)}, r"but has 1 others \(layer2.0.se.fc1.weight \(2,\)"),
     "no second convolution": (without("layer1.0.conv2.weight"), r"lacks 1 of its tensors .layer1.0.conv2.weight"),
     "one block less": ({n: x for n, x in A.items() if not n.startswith("layer4.1")}, "lacks 10 of its tensors"),
-    "other channels": (A | {"conv1.weight": torch.ones(64, 1, 3, 3)}, "expects 1 input channels; .* RGB pictures"),
+    "other channels": (A | {"conv1.weight": torch.ones(64, 1, 3, 3)}, "expects 1 input channels, not 3"),
     "wider stem": (A | {"conv1.weight": torch.ones(80, 3, 3, 3)}, r"has 1 others \(conv1.weight \(80, 3, 3, 3"),
     "two networks": ({"model": A, "state_dict": B}, "several networks, under model. and state_dict.; save the one"),
     "two numbered": ({"model": numbered(A), "net": numbered(B)}, "several networks, under model. and net.;"),
@@ -270,20 +314,37 @@ def test_data_options_of_a_foreign_file_come_from_the_data_set(tmp_path):
         evaluated("--ckpt", path)
 
 
-@pytest.mark.parametrize("typed", [("--arch", "resnet50"), ("--arch", "resnet18"), ("--width", "2.0")])
+@pytest.mark.parametrize(
+    "typed", [("--arch", "resnet50"), ("--arch", "resnet18"), ("--arch", "alexnet"), ("--width", "2.0"),
+              ("--modal", "CMC")]
+)  # fmt: skip
 def test_another_architecture_typed_is_refused(tmp_path, typed):
-    with pytest.raises(ValueError, match=f"holds a resnet18 of width 0.125, which {' '.join(typed)} contradicts"):
+    with pytest.raises(ValueError, match=f"holds a resnet18 of width 0.125 .*, which {' '.join(typed)} contradicts"):
         evaluated("--ckpt", foreign(tmp_path), "--dataset", "shapes", *typed)
 
 
 def test_what_a_foreign_file_tells_nothing_about_is_noted(tmp_path):
-    typed = ["--method", "MoCov2", "--arch", "resnet18", "--head", "mlp", "--width", "0.125", "--jigsaw", "-k", "8"]
+    typed = [
+        "--method",
+        "MoCov2",
+        "--arch",
+        "resnet18",
+        "--head",
+        "mlp",
+        "--width",
+        "0.125",
+        "--jigsaw",
+        "-k",
+        "8",
+        "--view",
+        "Lab",
+    ]
     path = foreign(tmp_path)
     options, _, _ = linear.parse(["--ckpt", path, "--dataset", "shapes", *typed])
     _, _, (recognised, *notes) = subject.encoder(options)
     why = f"has no effect with {path}, of which only the backbone is read"
     assert recognised.startswith("MoCo layout")
-    assert notes == [f"--{name} {why}" for name in ("head", "queue_size", "jigsaw")]
+    assert notes == [f"--{name} {why}" for name in ("head", "queue_size", "view", "jigsaw")]
 
 
 def normalisation(path, *argv):
@@ -318,35 +379,49 @@ def test_main_linear_reports_the_backbone_of_a_foreign_file(tmp_path, capsys):
 # --- --init
 
 
-@pytest.fixture
-def ours(tmp_path):
-    """A run folder of this program with another head than the default."""
-    argv = ["--width", "0.125", "--head", "linear", "--feat_dim", "8", "--stem", "small", "--epochs", "1"]
-    options, _, _ = contrast.parse(argv)
-    network = Encoder(arch="resnet18", width=0.125, stem="small", head="linear", feat_dim=8)
-    network.backbones[0].load_state_dict(A)
-    values = vars(options) | {"mean": (0.5,) * 3, "std": (0.2,) * 3}
+def ours(folder, **changes):
+    """A run folder of this program; returns it and the weights of its backbones."""
+    shape = {"arch": "resnet18", "width": 0.125, "stem": "small", "head": "linear", "feat_dim": 8}
+    options, _, _ = contrast.parse(["--epochs", "1"])
+    torch.manual_seed(6)
+    network = build.encoder(shape | changes)
+    values = vars(options) | shape | changes | {"mean": (0.5,) * 3, "std": (0.2,) * 3}
     state = {"method": under("encoder.", network.state_dict()), "optimizer": {}, "scaler": {}, "position": {}}
-    (tmp_path / "run").mkdir()
-    checkpoint.save(tmp_path / "run" / "current.pth", state | {"options": values})
-    return tmp_path / "run"
+    folder.mkdir()
+    checkpoint.save(folder / "current.pth", state | {"options": values})
+    return folder, network.backbones.state_dict()
 
 
-def started(path, *argv):
-    options, _, _ = contrast.parse(["--init", str(path), "--width", "0.125", "--stem", "small", *argv])
-    options = dataclasses.replace(options, seed=5, queue_size=8, bn_splits=1)
+def started(path, wanted, *argv):
+    typed = ["--init", str(path), "--width", "0.125", "--stem", "small", "--feat_dim", "8", *argv]
+    options, _, _ = contrast.parse(typed)
+    options = dataclasses.replace(options, seed=5, queue_size=8, bn_splits=1, key_momentum=0.9)
     start = build.starting_trunk(options)
-    begun, fresh = build.method(options, 1, start), build.method(options, 1)
+    begun, fresh = build.method(options, 1, 10, start), build.method(options, 1, 10)
     assert all(torch.equal(begun.encoder.heads.state_dict()[k], x) for k, x in fresh.encoder.heads.state_dict().items())
     for network in (begun.encoder, begun.momentum_encoder.encoder):
-        assert all(torch.equal(network.backbones[0].state_dict()[name], x) for name, x in A.items())
+        assert all(torch.equal(network.backbones.state_dict()[name], x) for name, x in wanted.items())
     return str(start)
 
 
-def test_init_takes_the_backbone_and_leaves_the_head(tmp_path, ours):
-    assert started(foreign(tmp_path)).startswith("MoCo layout")
-    assert started(ours, "--head", "mlp_bn").startswith("contrast-ft layout (method.encoder.backbones.0.)")
-    assert started(ours / "current.pth").startswith("contrast-ft layout")
+def test_init_takes_the_backbone_and_leaves_the_head(tmp_path):
+    assert started(foreign(tmp_path), under("0.", A)).startswith("MoCo layout")
+    run, wanted = ours(tmp_path / "run")
+    said = started(run, wanted, "--head", "mlp_bn")
+    assert said.startswith("contrast-ft layout (method.encoder.backbones.)") and "not used: method.encoder.h" in said
+    assert started(run / "current.pth", wanted).startswith("contrast-ft layout")
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "alexnet"])
+def test_init_takes_two_halves_of_any_architecture(tmp_path, arch):
+    run, wanted = ours(tmp_path / "run", arch=arch, modal="CMC", view="Lab")
+    cmc = ("--method", "CMCv2", "--arch", arch)
+    assert "two modalities" in started(run, wanted, *cmc)
+    with pytest.raises(ValueError, match="--modal CMC"):
+        started(run, wanted, "--arch", arch)
+    if arch == "resnet18":
+        torch.save(PAIRS["CMC"], tmp_path / "pair.pth")
+        started(tmp_path / "pair.pth", under("0.", L) | under("1.", AB), *cmc, "--width", "0.25")
 
 
 def test_init_with_another_architecture_says_what_the_file_holds(tmp_path):

@@ -1,5 +1,6 @@
 """Figures of score statistics over training, after "Improving Contrastive Learning by Visualizing Feature
 Transformation" (ICCV 2021). Each function returns a matplotlib Figure made without pyplot: no display is needed.
+What no run recorded is left out: SimSiam and BYOL, say, have no negatives.
 
 smooth: window, in steps, of a centred moving average drawn over the pale raw line; None draws the raw line alone.
 """
@@ -25,6 +26,14 @@ TITLES = {
     "gap": "Positive mean − negative mean",
 }
 STATISTICS = ("negative_variance", "negative_mean", "positive_mean")
+# Kind of record and value in log.jsonl -> title and look, the more important ones first.
+LOGGED = {
+    ("step", "loss"): ("Training loss", {}),
+    ("knn", "backbone_top1"): ("k-NN accuracy (%)", {"marker": "o", "markersize": 4}),
+    ("step", "feature_std"): ("Spread of the embeddings", {}),
+    ("step", "learning_rate"): ("Learning rate", {}),
+}
+PAGES = {1: (1, 1), 2: (1, 2), 3: (1, 3), 4: (2, 2), 6: (2, 3)}  # number of panels -> rows and columns
 MARKS = {
     "end of epoch 1": {"linestyle": ":", "linewidth": 0.9},
     "learning-rate drop": {"linestyle": (0, (7, 4)), "linewidth": 0.9},
@@ -57,14 +66,23 @@ styled = style.context(["default", LOOK])  # the reader's own matplotlibrc does 
 Lines = list[tuple[Run, str]]  # runs and their colours
 
 
+def recorded(runs: Sequence[Run], statistics: Sequence[str] = STATISTICS) -> list[str]:
+    """Those of `statistics` that at least one run has."""
+    return [name for name in statistics if any(run.curve(name) is not None for run in runs)]
+
+
 @styled
 def compare(runs: Sequence[Run], *statistics: str, smooth: int | None = None) -> Figure:
-    """A panel per statistic (a key of `TITLES`; default: the three of the paper), a line per run."""
-    statistics = statistics or STATISTICS
+    """A panel per statistic (a key of `TITLES`; default: the three of the paper), a line per run.
+
+    ValueError for a statistic that no run has.
+    """
+    statistics = _asked(runs, statistics)
     figure = Figure(figsize=(5.2, 3.6) if len(statistics) == 1 else (10, 3.2), layout="constrained")
     lines = _colored(runs)
     for axes, statistic in zip(figure.subplots(1, len(statistics), squeeze=False)[0], statistics):
-        _panel(axes, lines, statistic, smooth=smooth)
+        _curves(axes, lines, statistic, smooth=smooth)
+        _finish(axes, TITLES[statistic])
         _mark(axes, lines)
     _legend(figure, lines, _mark_looks(lines))
     return figure
@@ -76,15 +94,18 @@ def grid(*groups: Sequence[Run], smooth: int | None = None) -> Figure:
     row per group on its own scale, as the paper sets stable runs over unstable ones.
     """
     lines = _colored([run for group in groups for run in group])
+    statistics = recorded([run for run, _ in lines])
     rest = iter(lines)
     rows = [("", list(islice(rest, len(group))), False) for group in groups]
     if len(groups) == 1 and any(run.shows_before for run, _ in lines):
         rows = [("after transformation", lines, False), ("before transformation", lines, True)]
     figure = Figure(figsize=(10, 0.3 + 2.6 * len(rows)), layout="constrained")
-    panels = figure.subplots(len(rows), 3, squeeze=False, sharex=True, sharey="col" if len(groups) == 1 else False)
+    scale = {"sharex": True, "sharey": "col" if len(groups) == 1 else False}
+    panels = figure.subplots(len(rows), len(statistics), squeeze=False, **scale)
     for line, (name, group, before) in zip(panels, rows):
-        for axes, statistic in zip(line, STATISTICS):
-            _panel(axes, group, statistic, before=before, smooth=smooth)
+        for axes, statistic in zip(line, statistics):
+            _curves(axes, group, statistic, before=before, smooth=smooth)
+            _finish(axes, TITLES[statistic])
             _mark(axes, group)
         line[0].set_ylabel(name, fontweight="bold")
     _legend(figure, lines, _mark_looks(lines))
@@ -93,20 +114,22 @@ def grid(*groups: Sequence[Run], smooth: int | None = None) -> Figure:
 
 @styled
 def overview(runs: Sequence[Run], *, smooth: int | None = None) -> Figure:
-    """Scores after FT (solid) and before it (dashed), the loss, and k-NN accuracy if measured, else learning rate."""
-    figure = Figure(figsize=(10, 5.2), layout="constrained")
-    panels, lines = figure.subplots(2, 3, sharex=True).flatten(), _colored(runs)
+    """Scores after FT (solid) and before it (dashed), the loss, k-NN accuracy if measured, else learning rate; without
+    negatives also how far the embeddings spread.
+    """
+    lines = _colored(runs)
     earlier = [(run, color if len(lines) > 1 else PALETTE[1]) for run, color in lines if run.shows_before]
-    for axes, statistic in zip(panels, ("positive_mean", "negative_mean", "negative_variance", "gap")):
-        if earlier:
-            _panel(axes, earlier, statistic, before=True, smooth=smooth, **DASHED)
-        _panel(axes, lines, statistic, smooth=smooth)
-    _logged(panels[4], lines, "step", "loss", "Training loss")
-    if any(len(run.logged("knn", "backbone_top1")[0]) for run in runs):
-        _logged(panels[5], lines, "knn", "backbone_top1", "k-NN accuracy (%)", marker="o", markersize=4)
-    else:
-        _logged(panels[5], lines, "step", "learning_rate", "Learning rate")
-    for axes in panels:
+    found: list = recorded(runs, ("positive_mean", "negative_mean", "negative_variance", "gap"))
+    found += [key for key in LOGGED if any(len(run.logged(*key)[0]) for run in runs)]
+    rows, columns = PAGES[max(count for count in PAGES if count <= len(found))]
+    figure = Figure(figsize=(max(10 / 3 * columns, 5.2), 2.6 * rows), layout="constrained")
+    for axes, content in zip(figure.subplots(rows, columns, sharex=True, squeeze=False).flat, found):
+        if content in LOGGED:
+            _logged(axes, lines, *content)
+        else:
+            _curves(axes, earlier, content, before=True, smooth=smooth, **DASHED)
+            _curves(axes, lines, content, smooth=smooth)
+            _finish(axes, TITLES[content])
         _mark(axes, lines)
     look = DASHED | {"color": GREY if len(lines) > 1 else PALETTE[1]}
     _legend(figure, lines, {"before transformation": look} if earlier else {}, _mark_looks(lines))
@@ -115,8 +138,11 @@ def overview(runs: Sequence[Run], *, smooth: int | None = None) -> Figure:
 
 @styled
 def waterfall(runs: Sequence[Run], *statistics: str, smooth: int | None = None) -> Figure:
-    """3-D: runs side by side along x, iterations along y, the statistic (default: the three of the paper) upwards."""
-    statistics = statistics or STATISTICS
+    """3-D: runs side by side along x, iterations along y, the statistic (default: the three of the paper) upwards.
+
+    ValueError for a statistic that no run has.
+    """
+    statistics = _asked(runs, statistics)
     figure, lines = Figure(figsize=(4.4 * len(statistics) + 1, 4.2)), _colored(runs)
     panels = figure.subplots(1, len(statistics), squeeze=False, subplot_kw={"projection": "3d"})[0]
     for axes, statistic in zip(panels, statistics):
@@ -137,7 +163,18 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path)
 
 
-def _panel(axes: Axes, lines: Lines, statistic: str, *, smooth: int | None, before: bool = False, **look) -> None:
+def _asked(runs: Sequence[Run], statistics: Sequence[str]) -> Sequence[str]:
+    """`statistics`, which all have to be there, or else as many as there are of the paper's three."""
+    missing = [name for name in statistics if not recorded(runs, [name])]
+    if missing:
+        raise ValueError(
+            f"{missing[0]} was not recorded by any of these runs, as methods without negatives do not have it: "
+            f"draw {' or '.join(recorded(runs))}"
+        )
+    return statistics or recorded(runs)
+
+
+def _curves(axes: Axes, lines: Lines, statistic: str, *, smooth: int | None, before: bool = False, **look) -> None:
     for run, color in lines:
         values = run.curve(statistic, before=before)
         if values is None:
@@ -145,10 +182,10 @@ def _panel(axes: Axes, lines: Lines, statistic: str, *, smooth: int | None, befo
         if smooth:
             axes.plot(*_drawable(run.steps, values), color=color, linewidth=0.7, alpha=0.25)
         axes.plot(*_drawable(run.steps, _smoothed(values, smooth)), color=color, **look)
-    _finish(axes, TITLES[statistic])
 
 
-def _logged(axes: Axes, lines: Lines, kind: str, value: str, title: str, **look) -> None:
+def _logged(axes: Axes, lines: Lines, kind: str, value: str) -> None:
+    title, look = LOGGED[kind, value]
     for run, color in lines:
         steps, values = run.logged(kind, value)
         if len(steps):
