@@ -27,6 +27,8 @@ from tests.test_objectives import task as nce_task
 from tests.test_training import HostReads, assert_same_run, few_pictures, launched, objects, records, train  # noqa: F401
 
 WITHOUT_NEGATIVES = ("SimSiam", "BYOL", "SwAV")
+# Not smaller: of a 1 x 1 map PyTorch's CPU gradient of a convolution with stride 2 is no number in bfloat16.
+TINY = "--batch_size 8 --input_res 16"
 SETTINGS = {"SwAV": "--queue_epoch 0 --freeze_prototypes 1 --small_crops 2"}
 CELLS = [
     f"Customize --modal {modal} --mem {mem} {jigsaw}"
@@ -51,7 +53,7 @@ def flags(kind, ft=""):
 
 
 def made(kind, *arguments):
-    return objects(flags(kind), "--batch_size 8", *arguments)
+    return objects(flags(kind), TINY, *arguments)
 
 
 @functools.cache
@@ -86,11 +88,11 @@ def train_epoch(training, batches, first_step):
     )
 
 
-@pytest.mark.parametrize("save_score, amp", itertools.product(("--save_score", "--no_save_score"), ("off", "bf16")))
+@pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize("ft", FT)
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_steps(kind, ft, save_score, amp):
-    training = objects(flags(kind, ft), f"--batch_size 8 --print_freq 1000 {save_score} --amp {amp}")
+def test_two_steps(kind, ft, amp):
+    training = objects(flags(kind, ft), f"{TINY} --print_freq 1000 --amp {amp}")
     method, (batch, second) = training.method, batches(kind)
     given, before = {name: x.clone() for name, x in batch.items()}, memories(method)
     trained = {name: p for name, p in method.named_parameters() if not name.startswith("momentum_encoder.")}
@@ -125,8 +127,7 @@ def test_two_steps(kind, ft, save_score, amp):
     elsewhere = [stack for _, stack in reads.seen if not any(frame.name in excused for frame in stack)]
     assert not elsewhere, elsewhere
     assert all(x.isfinite().all() for x in method.state_dict().values())
-    recorded = training.progress.scores and training.progress.scores.state_dict()["rows"]
-    assert recorded is None if "no" in save_score else recorded.shape == (1, 8, width)
+    assert training.progress.scores.state_dict()["rows"].shape == (1, 8, width)
 
 
 # Tasks
@@ -185,7 +186,7 @@ def test_the_key_encoder_sees_no_jigsaw():
     training, seen = made("InfoMin"), []
     training.method.momentum_encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
     training.method(batches("InfoMin")[0] | {"step": 0})
-    assert seen == [(8, 3, 8, 8)]
+    assert seen == [(8, 3, 16, 16)]
 
 
 def test_two_modalities_meet_each_others_queue():
@@ -247,7 +248,7 @@ def test_supcon_needs_labels(monkeypatch):
 
 @pytest.mark.parametrize("kind", [*METHODS, "CMC --loss nce"])
 def test_resume_inside_an_epoch_equals_an_uninterrupted_run(tmp_path, monkeypatch, kind):
-    line = f"{flags(kind, 'scalar')} --epochs 2 --cosine --print_freq 3"
+    line = f"{flags(kind, 'scalar')} --epochs 2 --cosine --print_freq 3 --lr 0.01"
     if kind == "SwAV":  # at step 4 the queue has started, is not full yet, and prototypes are frozen
         line += " --queue_size 24 --queue_epoch 1 --freeze_prototypes 5"
     whole = train(tmp_path / "whole", line)
@@ -382,9 +383,11 @@ def test_two_ranks_share_swavs_clusters(ranks, queue):
         method, batch = swav(rewriting=rewriting, queue=queue, **{name: view[rows] for name, view in views.items()})
         for i, memory in enumerate(method.queues):
             memory.keys.copy_(golden(queue, 8, 20 + i))
-        out = method(batch | {"key_draw": rows})
+        return method(batch | {"key_draw": rows}), method
+
+    def after_step(method, out):
         method.after_step(out, 5)
-        return out, method
+        return method.queues
 
     (whole, method), parts = result(torch.arange(6)), ranks.run(lambda r: result(torch.arange(3 * r, 3 * r + 3)))
     loss = sum(out.loss for out, _ in parts) / 2
@@ -393,33 +396,26 @@ def test_two_ranks_share_swavs_clusters(ranks, queue):
     expected = torch.autograd.grad(whole.loss, list(views.values()))
     for ours, theirs in zip(torch.autograd.grad(loss, list(views.values())), expected):
         torch.testing.assert_close(ours, theirs)
-    for _, other in parts:
-        for ours, theirs in zip(method.queues, other.queues):
+    after_step(method, whole)
+    for queues in ranks.run(lambda rank: after_step(parts[rank][1], parts[rank][0])):
+        for ours, theirs in zip(method.queues, queues):
             assert torch.equal(ours.keys, theirs.keys) and ours.written == theirs.written
 
 
-@pytest.mark.parametrize(
-    "kind, shape",
-    [
-        (nn.BatchNorm1d, (8, 5)),
-        (nn.BatchNorm2d, (8, 5, 3, 3)),
-        (functools.partial(nn.BatchNorm1d, affine=False), (8, 5)),
-    ],
-)
-def test_synchronised_batch_norm_is_that_of_the_whole_batch(ranks, kind, shape):
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("kind, shape", [(nn.BatchNorm1d, (8, 5)), (nn.BatchNorm2d, (8, 5, 3, 3))])
+def test_synchronised_batch_norm_is_that_of_the_whole_batch(ranks, kind, shape, affine):
     torch.manual_seed(0)
-    plain, mine = kind(5), [nn.Sequential(kind(5)) for _ in range(2)]
+    plain, mine = kind(5, affine=affine), [nn.Sequential(kind(5, affine=affine)) for _ in range(2)]
     for p in plain.parameters():
         p.data.uniform_(0.5, 2)
-    weights = torch.randn(shape)
     for norm in mine:
         norm[0].load_state_dict(plain.state_dict())
     mine = [sync_batch_norm(norm, ranks.mean, 2) for norm in mine]
     assert mine[0].state_dict().keys() == nn.Sequential(plain).state_dict().keys()
-    for _ in range(2):
-        x = torch.randn(shape, requires_grad=True)
-        expected = plain(x)
-        outs = ranks.run(lambda rank: mine[rank](x[4 * rank : 4 * rank + 4]))
+    weights = torch.randn(shape)
+    for x in torch.randn(2, *shape, requires_grad=True).unbind():  # twice: running statistics move on
+        expected, outs = plain(x), ranks.run(lambda rank, x=x: mine[rank](x[4 * rank : 4 * rank + 4]))
         torch.testing.assert_close(torch.cat(outs), expected)
     ours = torch.autograd.grad((torch.cat(outs) * weights).sum(), [x, *mine[0].parameters(), *mine[1].parameters()])
     theirs = torch.autograd.grad((expected * weights).sum(), [x, *plain.parameters()])
