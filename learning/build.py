@@ -56,10 +56,7 @@ def resolve(
         chunks = opt.bn_splits * trained_with["position"]["processes"]
         chosen["bn_splits"] = max(chunks // parallel.world_size(), 1), f"the checkpoint's {chunks} over all processes"
     if opt.queue_size is None:
-        chosen["queue_size"] = (
-            _queue_size(n_data),
-            f"largest power of two up to half of {n_data} images, at most {LARGEST_QUEUE}",
-        )
+        chosen["queue_size"] = _queue_size(opt, n_data)
     if opt.key_momentum is None and (opt.mem == "moco" or opt.method == "BYOL"):
         chosen["key_momentum"] = 0.999 if n_data >= LARGE else 0.99, f"0.99 below {LARGE} images, 0.999 from there on"
     if opt.bn_splits == "auto":
@@ -88,17 +85,23 @@ def settle(opt, chosen: dict[str, tuple[Any, str]] | None = None) -> tuple[Any, 
 
 
 def _swav(opt: ContrastOptions, n_data: int) -> dict[str, tuple[Any, str]]:
-    """3000 prototypes, small views of 96 where large ones have 224, and the first epoch frozen, as published."""
+    """3000 prototypes, 6 small views of 96 where large ones have 224, and the first epoch frozen, as published."""
+    together = opt.batch_size + (_queue_size(opt, n_data)[0] if opt.queue_size is None else opt.queue_size)
     rules = {
-        "prototypes": (max(min(3000, n_data // 16), 2), "3000, but no more than a sixteenth of the images"),
+        "prototypes": (min(3000, together), "3000, at most the images assigned at a time"),
+        "small_crops": (6 if opt.input_res > sources.SMALL else 0, f"6 above {sources.SMALL} px"),
         "small_res": (max(round(opt.input_res * 96 / 224), 1), f"96 / 224 of --input_res {opt.input_res}"),
         "freeze_prototypes": (n_data // opt.batch_size, "the steps of an epoch"),
     }
     return {name: rule for name, rule in rules.items() if getattr(opt, name) is None}
 
 
-def _queue_size(n_data: int) -> int:
-    return min(LARGEST_QUEUE, 1 << max((n_data // 2).bit_length() - 1, 0))
+def _queue_size(opt: ContrastOptions, n_data: int) -> tuple[int, str]:
+    if opt.method == "SwAV":
+        size = min(15 * opt.batch_size, n_data // 2) if opt.batch_size < 1024 else 0
+        return size, "15 batches, where one is below 1024 images, at most half of all"
+    size = min(LARGEST_QUEUE, 1 << max((n_data // 2).bit_length() - 1, 0))
+    return size, f"largest power of two up to half of {n_data} images, at most {LARGEST_QUEUE}"
 
 
 def _bn_splits(opt: ContrastOptions) -> tuple[int, str]:

@@ -164,8 +164,8 @@ class Pretraining:
                 f"{self.steps_per_epoch}: resume with the same --batch_size and data."
             )
         self.method.load_state_dict(state["method"])
-        names = "lr", "momentum", "weight_decay"
-        wanted = [{name: group[name] for name in names} for group in self.optimizer.param_groups]
+        names = "lr", "momentum", "weight_decay", "fixed_lr"
+        wanted = [{name: x for name, x in group.items() if name in names} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, settings in zip(self.optimizer.param_groups, wanted):
             group.update(settings)  # old ones came along, but the options may have been changed on purpose

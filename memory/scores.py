@@ -24,7 +24,7 @@ def _moments(negative: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Te
         return mean, variance, math.log(negative.shape[1])
     count = valid.sum(1)
     mean = negative.where(valid, 0).sum(1) / count
-    variance = (negative - mean[:, None]).where(valid, 0).square().sum(1) / (count - 1)
+    variance = (negative - mean[:, None]).where(valid, 0).square().sum(1) / (count - 1).clamp(min=1)
     return mean, variance, count.log()
 
 

@@ -36,7 +36,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images (N, sum(channels), H, W) -> one (N, feat_dim) float32 embedding per modality.
 
-        Embeddings have unit length, except those of the head `linear_wo_norm`.
+        Embeddings have unit length, except those of the heads `linear_wo_norm`, `simsiam` and `byol`.
         """
         return self.embed(self.trunks(images))
 

@@ -77,7 +77,9 @@ class ContrastOptions(shared.Shared):
     prototypes: int | None = option(None, "SwAV: clusters", group=_SINGLE, aliases=("--nmb_prototypes",), must=POSITIVE)
     epsilon: float = option(0.05, "SwAV: entropy of the assignments", group=_SINGLE, must=POSITIVE)
     sinkhorn_iterations: int = option(3, "SwAV: of the assignments", group=_SINGLE, must=POSITIVE)
-    small_crops: int = option(0, "SwAV: small views beside the two large ones", group=_SINGLE, must=NOT_NEGATIVE)
+    small_crops: int | None = option(
+        None, "SwAV: small views beside the two large ones", group=_SINGLE, must=NOT_NEGATIVE
+    )
     small_res: int | None = option(None, "SwAV: side of the small views", group=_SINGLE, must=POSITIVE)
     small_min: float = option(0.05, "SwAV: smallest share of the picture they cover", group=_SINGLE, must=SHARE)
     queue_epoch: int = option(
@@ -141,8 +143,8 @@ class ContrastOptions(shared.Shared):
             raise ValueError(
                 f"--batch_size {self.batch_size} leaves too few negatives with --mem batch: take 4 or more"
             )
-        if self.mem in ("moco", "bank") and self.queue_size == 0:
-            raise ValueError(f"--queue_size 0 leaves --mem {self.mem} without negatives: take 1 or more")
+        if self.mem in ("moco", "bank") and self.queue_size is not None and self.queue_size < 4:
+            raise ValueError(f"--queue_size {self.queue_size} leaves --mem {self.mem} too few negatives: take 4 or more")
         if self.mem == "moco" and "queue_size" in typed and self.queue_size < self.batch_size:
             raise ValueError(
                 f"--queue_size {self.queue_size} is below --batch_size {self.batch_size}, so keys would be lost before "
@@ -151,7 +153,11 @@ class ContrastOptions(shared.Shared):
         if self.bn_splits != "auto" and not 1 <= self.bn_splits <= self.batch_size:
             raise ValueError(f"--bn_splits must lie between 1 and --batch_size {self.batch_size}, not {self.bn_splits}")
         if self.sync_bn and self.bn_splits not in ("auto", 1):
-            raise ValueError(f"--sync_bn joins what --bn_splits {self.bn_splits} takes apart: leave one out")
+            raise ValueError(f"--bn_splits {self.bn_splits} takes apart what --sync_bn joins: add --no_sync_bn")
+        if self.sync_bn and self.mem == "moco":
+            raise ValueError("--sync_bn lets batch norm give away the match that --mem moco is to learn: leave it out")
+        if self.prototypes is not None and self.prototypes < 4:
+            raise ValueError(f"--prototypes {self.prototypes} leaves hardly anything to tell apart: take 4 or more")
 
     def _check_method(self) -> None:
         """Raise ValueError for parts that have no meaning in the method."""

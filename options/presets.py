@@ -14,7 +14,7 @@ VIEWS = ("Lab", "Luv", "YCbCr", "YDbDr", "YPbPr", "YIQ", "YUV", "XYZ", "CIERGB",
 DATASETS = {
     # Ten thousand small steps would be a waste on 5,000 drawings, and a queue much longer than the batch a trap: at
     # this size the network soon tells fresh keys from stale ones instead of pictures from each other.
-    "shapes": _SMALL | dict(width=0.25, batch_size=64, queue_size=256, epochs=20, cosine=True),
+    "shapes": _SMALL | dict(width=0.25, batch_size=64, queue_size=256, queue_epoch=1, epochs=20, cosine=True),
     "cifar10": _SMALL | dict(crop_min=0.08, queue_size=4096),
     "cifar100": _SMALL | dict(crop_min=0.08, queue_size=4096),
     "stl10": dict(input_res=96, arch="resnet18", crop_min=0.08),
@@ -87,8 +87,6 @@ METHODS = {
         temperature=0.1,
         mem="none",
         crop_min=0.14,
-        small_crops=6,
-        queue_size=0,
         learning_rate=0.6,
         weight_decay=1e-6,
         sync_bn=True,

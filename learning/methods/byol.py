@@ -3,6 +3,7 @@
 from torch import nn
 from torch.nn.functional import normalize
 
+from learning import parallel
 from learning.draws import Draws
 from learning.methods.base import Batch, Contrast, Method, Schedule, StepOutput
 from memory.scores import spread
@@ -32,7 +33,7 @@ class BYOL(Method):
         targets = [normalize(*self.momentum_encoder(view), dim=1) for view in reversed(views)]
         names = "image", "image/back"
         out = self.contrast([Task(*of) for of in zip(names, predictions, targets)], draws)
-        out.stats["feature_std"] = spread(targets[0])
+        out.stats["feature_std"] = spread(parallel.gather(targets[0]))
         return out
 
     def after_step(self, out: StepOutput, step: int) -> None:

@@ -3,6 +3,7 @@
 from torch import nn
 from torch.nn.functional import normalize
 
+from learning import parallel
 from learning.draws import Draws
 from learning.methods.base import Batch, Contrast, Method, StepOutput
 from memory.scores import spread
@@ -28,7 +29,7 @@ class SimSiam(Method):
         targets = [normalize(z.detach(), dim=1) for z in (other, one)]
         names = "image", "image/back"
         out = self.contrast([Task(*of, weight=0.5) for of in zip(names, predictions, targets)], draws)
-        out.stats["feature_std"] = spread(targets[0])
+        out.stats["feature_std"] = spread(parallel.gather(targets[0]))
         return out
 
     def param_groups(self) -> list[dict]:

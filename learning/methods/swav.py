@@ -122,5 +122,5 @@ def sinkhorn(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
 
 
 def _used(codes: Tensor) -> Tensor:
-    """How many clusters the batch spreads over: the exponential of its mean assignment's entropy."""
-    return torch.special.entr(codes.mean(0)).sum().exp()
+    """How many clusters the global batch spreads over: the exponential of its mean assignment's entropy."""
+    return torch.special.entr(parallel.gather(codes.mean(0)[None]).mean(0)).sum().exp()
