@@ -258,7 +258,7 @@ _MOCOV2 = Style(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_p=0.2, blur_p=0.
 _SIMCLR = replace(_MOCOV2, jitter=(0.8, 0.8, 0.8, 0.2), small_jitter=0.5)
 _BYOL = replace(_MOCOV2, jitter=(0.4, 0.4, 0.2, 0.1))
 
-# The views of an image take turns with the styles. None blurs small pictures.
+# The views of an image take turns with the styles. None blurs small pictures or shears and shifts them by RandAugment.
 RECIPES = {
     # MoCo (He et al., CVPR 2020), InsDis, PIRL and CMC as PyContrast has them.
     "mocov1": (Style(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, gray_p=0.2),),
@@ -266,7 +266,7 @@ RECIPES = {
     # MoCo v2 (Chen et al., arXiv 2003.04297); CMC v2 and InfoMin (Tian et al., NeurIPS 2020).
     "mocov2": (_MOCOV2,),
     "cmcv2": (replace(_MOCOV2, gray_p=0.0, randaugment=GENTLE),),
-    "infomin": (replace(_MOCOV2, jitter=(0.8, 0.8, 0.8, 0.2), randaugment=ALL),),
+    "infomin": (replace(_SIMCLR, randaugment=ALL),),
     # SimCLR (Chen et al., ICML 2020, appendix A; B.9 for small pictures), and SwAV (Caron et al., NeurIPS 2020) as it.
     "simclr": (_SIMCLR,),
     "swav": (_SIMCLR,),
@@ -316,7 +316,7 @@ def evaluation(input_res: int, colours: Colours) -> Recipe:
 def _sized(style: Style, input_res: int) -> Style:
     if input_res > SMALL:
         return style
-    return replace(style, jitter=tuple(style.small_jitter * x for x in style.jitter), blur_p=0.0)
+    return replace(style, jitter=tuple(style.small_jitter * x for x in style.jitter), blur_p=0.0, randaugment=())
 
 
 @cache

@@ -16,7 +16,7 @@ from models.layouts import same_trunk
 from options import base
 from options.contrast import ContrastOptions
 from options.linear import FROM_CHECKPOINT, LinearOptions, contradictions
-from options.presets import DATASETS, METHODS
+from options.presets import DATASETS, presets
 from options.shared import dataset_of, without_effect
 
 Values = dict[str, Any]  # of the options an encoder was trained with
@@ -83,8 +83,9 @@ def _untrained(opt: LinearOptions) -> Values:
         raise ValueError(f"--{beside[0]} is about a trained encoder; leave it out or name its checkpoint with --ckpt.")
     dataset = opt.dataset or ("shapes" if opt.data_folder is None else dataset_of(opt.data_folder))
     typed = {name: getattr(opt, name) for name in (*NETWORK, "input_res") if getattr(opt, name) is not None}
-    layers = DATASETS[dataset], METHODS[opt.method or ContrastOptions.method], typed, {"dataset": dataset, "seed": 0}
-    options, _ = base.merge(ContrastOptions, [("untrained", layer) for layer in layers])
+    brought = presets(dataset, opt.method or ContrastOptions.method)
+    layers = [*brought, ("typed", typed), ("untrained", {"dataset": dataset, "seed": 0})]
+    options, _ = base.merge(ContrastOptions, layers)
     return dataclasses.asdict(build.resolve(options, {}, n_data=0)[0])
 
 

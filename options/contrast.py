@@ -7,7 +7,7 @@ from typing import Literal
 
 from options import base, shared
 from options.base import FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, option
-from options.presets import DATASETS, HEADS, METHODS, VIEWS
+from options.presets import DATASETS, HEADS, METHODS, VIEWS, presets
 
 _FT, _SINGLE, _PUBLISHED = "feature transformation", "single methods", "published spellings"
 _DEAD = "never had an effect in the published code and is not offered: leave it out"
@@ -120,7 +120,7 @@ class ContrastOptions(shared.Shared):
     decay_all: bool = option(True, "of biases and batch norms too", group="optimisation")
     warm: bool = option(False, "warm up; always done for a batch above 256", group="optimisation")
     warmup_epochs: int | None = option(
-        None, "length of the warm-up; by default 5, 10 above 500, of few a quarter", group="optimisation", must=NOT_NEGATIVE
+        None, "its length; by default 5, 10 of above 500, at most a quarter", group="optimisation", must=NOT_NEGATIVE
     )
     schedule_per: Literal["step", "epoch"] = option("step", "how often the rate moves", group="optimisation")
     opt_level: Literal["O1", "O2"] | None = option(None, "published spelling of --amp auto", group=_PUBLISHED)
@@ -143,8 +143,8 @@ class ContrastOptions(shared.Shared):
             raise ValueError(
                 f"--batch_size {self.batch_size} leaves too few negatives with --mem batch: take 4 or more"
             )
-        if self.mem in ("moco", "bank") and self.queue_size is not None and self.queue_size < 4:
-            raise ValueError(f"--queue_size {self.queue_size} leaves --mem {self.mem} too few negatives: take 4 or more")
+        if self.mem in ("moco", "bank") and self.queue_size in range(4):
+            raise ValueError(f"--queue_size {self.queue_size} leaves too few negatives: take 4 or more")
         if self.mem == "moco" and "queue_size" in typed and self.queue_size < self.batch_size:
             raise ValueError(
                 f"--queue_size {self.queue_size} is below --batch_size {self.batch_size}, so keys would be lost before "
@@ -244,11 +244,7 @@ def _layers(typed: dict) -> list[tuple[str, dict]]:
     implied = {"dataset": shared.dataset_of(typed["data_folder"])} if "data_folder" in typed else {}
     dataset = typed.get("dataset", implied.get("dataset", ContrastOptions.dataset))
     method = typed.get("method", ContrastOptions.method)
-    layers = [
-        ("implied by --data_folder", implied),
-        (f"dataset {dataset}", DATASETS[dataset]),
-        (f"method {method}", METHODS[method]),
-    ]
+    layers = [("implied by --data_folder", implied), *presets(dataset, method)]
     if "opt_level" in typed:
         layers.append((f"published --opt_level {typed['opt_level']}", {"amp": "auto"}))
     published = _published(typed)

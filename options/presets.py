@@ -14,7 +14,7 @@ VIEWS = ("Lab", "Luv", "YCbCr", "YDbDr", "YPbPr", "YIQ", "YUV", "XYZ", "CIERGB",
 DATASETS = {
     # Ten thousand small steps would be a waste on 5,000 drawings, and a queue much longer than the batch a trap: at
     # this size the network soon tells fresh keys from stale ones instead of pictures from each other.
-    "shapes": _SMALL | dict(width=0.25, batch_size=64, queue_size=256, queue_epoch=1, epochs=20, cosine=True),
+    "shapes": _SMALL | _WARM | dict(width=0.25, batch_size=64, queue_size=256, queue_epoch=1, epochs=20, cosine=True),
     "cifar10": _SMALL | dict(crop_min=0.08, queue_size=4096),
     "cifar100": _SMALL | dict(crop_min=0.08, queue_size=4096),
     "stl10": dict(input_res=96, arch="resnet18", crop_min=0.08),
@@ -94,3 +94,23 @@ METHODS = {
     ),
     "Customize": {},
 }
+
+# What a data set needs of a method, above both. In a run of some hundred steps on the narrow network of the built-in
+# pictures, a bank or a half of it alone maps everything to one point unless its head has batch norm, and SwAV's
+# assignments are all alike unless they are sharper (docs/results.md).
+TOGETHER = {
+    ("shapes", "InsDis"): dict(head="mlp_bn"),
+    ("shapes", "CMC"): dict(head="mlp_bn"),
+    ("shapes", "PIRL"): dict(head="mlp_bn"),
+    ("shapes", "CMCv2"): dict(head="mlp_bn"),
+    ("shapes", "SwAV"): dict(epsilon=0.03),
+}
+
+
+def presets(dataset: str, method: str) -> list[tuple[str, dict]]:
+    """The layers of defaults that a data set and a method bring, lowest first, each with its name."""
+    return [
+        (f"dataset {dataset}", DATASETS[dataset]),
+        (f"method {method}", METHODS[method]),
+        (f"method {method} on {dataset}", TOGETHER.get((dataset, method), {})),
+    ]

@@ -17,7 +17,7 @@ run=save/$name
 python main_contrast.py --method MoCov2 --width 0.25 --batch_size 64 --learning_rate 0.03 --cosine --epochs 24 \
     --queue_size 256 --temperature 0.2 --key_momentum 0.99 \
     --ft_pos extrapolate --ft_neg interpolate --ft_begin_epoch 8 \
-    --amp --save_score --print_freq 39 --seed "$seed" --name "$name"
+    --no_warm --amp --save_score --print_freq 39 --seed "$seed" --name "$name"
 
 # The same two evaluations before and after training. The features of a narrow network are small: learning rate 1.
 probe="--cache_features --learning_rate 1 --print_freq 1000 --save_freq 0"
