@@ -100,8 +100,8 @@ def _queue_size(opt: ContrastOptions, n_data: int) -> tuple[int, str]:
     if opt.method == "SwAV":
         size = min(15 * opt.batch_size, n_data // 2) if opt.batch_size < 1024 else 0
         return size, "15 batches, where one is below 1024 images, at most half of all"
-    size = min(LARGEST_QUEUE, 1 << max((n_data // 2).bit_length() - 1, 0))
-    return size, f"largest power of two up to half of {n_data} images, at most {LARGEST_QUEUE}"
+    size = min(LARGEST_QUEUE, 1 << max((n_data // 2).bit_length() - 1, 2))
+    return size, f"largest power of two up to half of {n_data} images, 4 to {LARGEST_QUEUE}"
 
 
 def _bn_splits(opt: ContrastOptions) -> tuple[int, str]:

@@ -94,7 +94,7 @@ def sentence(program, line, capsys, *, code=1):
         ("--data_folder nowhere", ["nowhere", "does not exist"]),
         ("--data_folder empty", ["empty"]),
         ("--data_folder texts", ["texts", ".txt"]),
-        ("--data_folder broken --batch_size 2 --queue_size 2", ["broken/train/n1/0.png", "image"]),
+        ("--data_folder broken --batch_size 2 --queue_size 4", ["broken/train/n1/0.png", "image"]),
         ("--dataset imagenet100 --imagenet100path classes.txt", ["1 of the 2 classes", "n3"]),
         ("--dataset imagenet100 --imagenet100path none.txt", ["none.txt"]),
         ("--dataset npz", ["images", ".npz"]),

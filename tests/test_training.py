@@ -402,9 +402,9 @@ def test_resume_adopts_what_was_chosen_automatically():
     ]
 
 
-@pytest.mark.parametrize("n, size", [(5000, 2048), (126_689, 32768), (1_281_167, 65536), (3, 1)])
+@pytest.mark.parametrize("n, size", [(5000, 2048), (126_689, 32768), (1_281_167, 65536), (3, 4)])
 def test_queue_size_rule(n, size):
-    assert build._queue_size(n) == size
+    assert build.resolve(contrast.ContrastOptions(), {}, n_data=n)[0].queue_size == size
 
 
 @pytest.mark.parametrize("n, momentum", [(5000, 0.99), (1_281_167, 0.999)])
