@@ -200,6 +200,8 @@ class Pretraining:
         opt = self.opt
         if opt.mem == "moco" and opt.bn_splits == parallel.world_size() == 1:
             yield "batch norm sees the whole batch, which can give the match away; --bn_splits splits it"
+        if opt.mem == "bank" and self.step < self.steps_per_epoch:
+            yield "the first epoch only fills the bank: its loss is 0"
         if opt.mem == "moco" and 2 * opt.queue_size > len(self.data):
             yield f"--queue_size {opt.queue_size} is more than half of the {len(self.data)} images; lower it"
         if opt.warmup_epochs >= opt.epochs:

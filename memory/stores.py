@@ -41,13 +41,15 @@ class Queue(nn.Module):
 class Bank(nn.Module):
     """One slowly moving embedding for every image of the data (Wu et al., CVPR 2018, section 3.1).
 
-    Rows begin as random vectors of expected length 1, uniform in each coordinate, as published.
+    Rows begin as random vectors of expected length 1, uniform in each coordinate, as published. `seen` tells which
+    have been written: there is no sense in drawing an image towards a random vector, and none in averaging with it.
     """
 
     def __init__(self, size: int, dim: int, momentum: float):
         super().__init__()
         self.momentum = momentum
         self.register_buffer("rows", (2 * torch.rand(size, dim) - 1) * (3 / dim) ** 0.5)
+        self.register_buffer("seen", torch.zeros(size, dtype=torch.bool))
 
     def read(self, index: Tensor, drawn: Tensor) -> tuple[Tensor, Negatives]:
         """What the bank remembers of the images `index` (N,), and the rows `drawn` (K,) as everybody's negatives.
@@ -61,8 +63,10 @@ class Bank(nn.Module):
     def write(self, index: Tensor, features: Tensor) -> None:
         """rows <- unit length of momentum * rows + (1 - momentum) * features, for images `index` (n,), features (n, D).
 
-        Of an image that occurs repeatedly the first occurrence counts.
+        A row that is written for the first time is replaced. Of an image that occurs repeatedly the first counts.
         """
         first = (index[:, None] == index).byte().argmax(1)
-        moved = torch.lerp(features[first].to(self.rows.dtype), self.rows[index], self.momentum)
+        kept = self.momentum * self.seen[index, None]
+        moved = torch.lerp(features[first].to(self.rows.dtype), self.rows[index], kept)
         self.rows.index_copy_(0, index, F.normalize(moved, dim=1))
+        self.seen.index_fill_(0, index, True)

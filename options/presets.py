@@ -99,9 +99,9 @@ METHODS = {
 # pictures, a bank or a half of it alone maps everything to one point unless its head has batch norm, and SwAV's
 # assignments are all alike unless they are sharper (docs/results.md).
 TOGETHER = {
-    ("shapes", "InsDis"): dict(head="mlp_bn", learning_rate=0.01),
+    ("shapes", "InsDis"): dict(head="mlp_bn"),
     ("shapes", "CMC"): dict(head="mlp_bn"),
-    ("shapes", "PIRL"): dict(head="mlp_bn", learning_rate=0.01),
+    ("shapes", "PIRL"): dict(head="mlp_bn"),
     ("shapes", "CMCv2"): dict(head="mlp_bn"),
     ("shapes", "SwAV"): dict(epsilon=0.03),
 }

@@ -4,6 +4,7 @@ With one modality this is InsDis; with two it is CMC; with a jigsaw branch besid
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -21,7 +22,8 @@ class MemoryBank(Method):
 
     A query's positive is what the bank of the other modality (of its own if there is one only) remembers of its image,
     its negatives are `draws` random rows of the same bank. Gradients reach the query alone; afterwards each modality's
-    embeddings move their rows of its bank. The modalities share the draws; their losses are added.
+    embeddings move their rows of its bank. The modalities share the draws; their losses are added. Images that the bank
+    has not seen yet have a loss of 0.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class MemoryBank(Method):
             tasks.append(Task(f"image{m}", query, positive, (negatives,), weight))
         for branch in self.jigsaw:
             tasks += branch(self.encoder, batch["jigsaw"], memories, draws)
+        seen = self.banks[0].seen[index].float()
+        tasks = [replace(task, weight=task.weight * seen) for task in tasks]
         return self.contrast(tasks, draws, writes=(index, queries))
 
     def after_step(self, out: StepOutput, step: int) -> None:
