@@ -38,9 +38,16 @@ class Recorder(nn.Module):
         pass
 
 
+def written(momentum=0.5):
+    """A bank that has seen every image."""
+    bank = Bank(IMAGES, 8, momentum)
+    bank.seen.fill_(True)
+    return bank
+
+
 def numbered(start):
     """A bank whose rows say where they lie."""
-    bank = Bank(IMAGES, 8, momentum=0.5)
+    bank = written()
     bank.rows.copy_(torch.arange(start, start + IMAGES)[:, None].expand(-1, 8))
     return bank
 
@@ -75,7 +82,7 @@ def test_rows_begin_as_published():
 
 
 def test_writing_moves_a_row_and_gives_it_unit_length():
-    bank, features = Bank(IMAGES, 8, momentum=0.7), F.normalize(torch.randn(4, 8), dim=1)
+    bank, features = written(0.7), F.normalize(torch.randn(4, 8), dim=1)
     before = bank.rows.clone().numpy()
     bank.write(INDEX, features)
     expected = before.copy()
@@ -85,6 +92,27 @@ def test_writing_moves_a_row_and_gives_it_unit_length():
     np.testing.assert_allclose(bank.rows, expected, atol=1e-6)
     others = np.setdiff1d(np.arange(IMAGES), INDEX)
     np.testing.assert_array_equal(bank.rows[others], before[others])
+
+
+def test_the_first_embedding_of_an_image_replaces_its_random_row():
+    bank, features = Bank(IMAGES, 8, momentum=0.7), F.normalize(torch.randn(4, 8), dim=1)
+    before = bank.rows.clone()
+    bank.write(INDEX, features)
+    torch.testing.assert_close(bank.rows[INDEX], features)
+    assert bank.seen.nonzero().squeeze(1).tolist() == sorted(INDEX.tolist())
+    assert torch.equal(bank.rows[~bank.seen], before[~bank.seen])
+    bank.write(INDEX, features.roll(1, 0))
+    torch.testing.assert_close(bank.rows[INDEX], F.normalize(0.7 * features + 0.3 * features.roll(1, 0), dim=1))
+
+
+def test_images_without_a_row_have_no_loss():
+    banks = [written(), written()]
+    for bank in banks:
+        bank.seen[INDEX[:3]] = False
+    made, views = method(2, Contrast(InfoNCE(0.2)), banks=banks, negatives=30), batch(2)
+    views["query"].requires_grad_()
+    made(views).loss.backward()
+    assert views["query"].grad.abs().sum(1).gt(0).tolist() == [False, False, False, True]
 
 
 def test_an_image_that_occurs_repeatedly_counts_as_where_it_is_first():
@@ -118,7 +146,7 @@ def test_a_query_meets_the_other_modality_and_never_its_own_image():
         assert rows.min() >= other and rows.max() < other + IMAGES
         assert torch.equal(task.negatives[0].valid, rows != INDEX[:, None] + other)
         assert not task.negatives[0].valid.all()
-        assert task.weight == 1
+        assert torch.equal(task.weight, torch.ones(4))
 
 
 def test_one_modality_meets_itself():
@@ -139,7 +167,7 @@ def test_draws_are_a_function_of_seed_and_step_alone():
 
 def test_the_loss_is_the_sum_of_both_directions_and_trains_the_queries_alone():
     torch.manual_seed(0)
-    banks = [Bank(IMAGES, 8, 0.5) for _ in range(2)]
+    banks = [written() for _ in range(2)]
     made, views = method(2, Contrast(InfoNCE(0.2)), banks=banks, negatives=30), batch(2)
     views["query"].requires_grad_()
     before = [bank.rows.clone() for bank in banks]
