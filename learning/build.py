@@ -52,7 +52,7 @@ def resolve(
     number of processes.
     """
     chosen: dict[str, tuple[Any, str]] = {}
-    if trained_with and origins["bn_splits"] == "checkpoint":
+    if trained_with and not opt.sync_bn and origins["bn_splits"] == "checkpoint":
         chunks = opt.bn_splits * trained_with["position"]["processes"]
         chosen["bn_splits"] = max(chunks // parallel.world_size(), 1), f"the checkpoint's {chunks} over all processes"
     if opt.queue_size is None:
@@ -65,7 +65,7 @@ def resolve(
         small = opt.input_res <= sources.SMALL
         chosen["stem"] = "small" if small else "imagenet", f"--input_res {opt.input_res}"
     if opt.method == "SwAV":
-        chosen |= _swav(opt, n_data)
+        chosen |= _swav(opt, n_data, chosen["queue_size"][0] if "queue_size" in chosen else opt.queue_size)
     if opt.warmup_epochs is None:
         length = min(10 if opt.epochs > 500 else 5, max(opt.epochs // 4, 1))
         rule = "with --warm or a batch above 256: 5 epochs, 10 of more than 500, at most a quarter of the run"
@@ -84,9 +84,9 @@ def settle(opt, chosen: dict[str, tuple[Any, str]] | None = None) -> tuple[Any, 
     return dataclasses.replace(opt, **values), {name: f"auto: {why}" for name, (_, why) in chosen.items()}
 
 
-def _swav(opt: ContrastOptions, n_data: int) -> dict[str, tuple[Any, str]]:
+def _swav(opt: ContrastOptions, n_data: int, queue_size: int) -> dict[str, tuple[Any, str]]:
     """3000 prototypes, 6 small views of 96 where large ones have 224, and the first epoch frozen, as published."""
-    together = opt.batch_size + (_queue_size(opt, n_data)[0] if opt.queue_size is None else opt.queue_size)
+    together = opt.batch_size + (queue_size if opt.queue_epoch < opt.epochs else 0)
     rules = {
         "prototypes": (min(3000, together), "3000, at most the images assigned at a time"),
         "small_crops": (6 if opt.input_res > sources.SMALL else 0, f"6 above {sources.SMALL} px"),

@@ -27,6 +27,7 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
     state = checkpoint.load(found) if found else None
     if state:
         opt, adopted, changes = resume.adopt(opt, origins, state["options"])
+        opt.validate()
         origins, notes = origins | adopted, [*notes, f"going on from {found}", *changes]
     elif opt.resume:
         notes = [*notes, f"no run below {opt.model_path} has these options: starting anew"]
@@ -200,8 +201,12 @@ class Pretraining:
         opt = self.opt
         if opt.mem == "moco" and opt.bn_splits == parallel.world_size() == 1:
             yield "batch norm sees the whole batch, which can give the match away; --bn_splits splits it"
+        if self.start and self.start.view not in (None, opt.view):
+            yield f"the backbone of --init has seen {self.start.view}, this run shows it {opt.view}; see --view"
         if opt.mem == "bank" and self.step < self.steps_per_epoch:
             yield "the first epoch only fills the bank: its loss is 0"
+        if opt.method == "SwAV" and opt.queue_size and opt.queue_epoch >= opt.epochs:
+            yield f"the queue is never filled: --queue_epoch {opt.queue_epoch}, --epochs {opt.epochs}"
         if opt.mem == "moco" and 2 * opt.queue_size > len(self.data):
             yield f"--queue_size {opt.queue_size} is more than half of the {len(self.data)} images; lower it"
         if opt.warmup_epochs >= opt.epochs:

@@ -44,6 +44,7 @@ SHAPE = (
     "jigsaw",
     "loss",
     "optimizer",
+    "decay_all",
     "arch",
     "width",
     "stem",
@@ -85,6 +86,8 @@ def adopt(opt: Options, origins: dict[str, str], stored: dict[str, Any]) -> tupl
     Whatever the user did not ask for is the checkpoint's. Tensors must fit, so a contradicting shape is refused;
     anything else may be changed on purpose and is noted.
     """
+    # What older checkpoints do not mention was so.
+    stored = {"decay_all": stored.get("optimizer") != "lars", "sync_bn": False} | stored
     taken, notes, rank = {}, [], {name: place for place, name in enumerate(SHAPE)}
     for name, value in sorted(dataclasses.asdict(opt).items(), key=lambda item: rank.get(item[0], len(rank))):
         before = tuple(stored[name]) if isinstance(stored.get(name), list) else stored.get(name, value)

@@ -29,8 +29,8 @@ class Task:
     """Pull `query` (N, D) towards `positive` (N, D) and away from every block of `negatives`, of which none may be.
 
     `weight` multiplies the mean loss, or as (N,) each row's share in it. `branch` sets auxiliary tasks apart
-    ("jigsaw"): their statistics bear its name. `keys` (N,) int64 is what the rows' random numbers hang on where rows
-    are not the samples of the batch.
+    ("jigsaw"): their statistics bear its name; those of a task that is not `shown` are left out. `keys`
+    (N,) int64 is what the rows' random numbers hang on where rows are not the samples of the batch.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Task:
     negatives: tuple[Negatives, ...] = ()
     weight: float | Tensor = 1.0
     branch: str = ""
+    shown: bool = True
     keys: Tensor | None = None
 
     def scores(self) -> tuple[Tensor, Tensor]:

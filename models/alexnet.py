@@ -23,8 +23,8 @@ class AlexNet(Layered):
         if not all(dims):
             raise ValueError(f"a width of {width:g} leaves AlexNet without channels; raise --width.")
         kernel, stride, padding = (3, 1, 1) if small_stem else (11, 4, 2)
-        self.conv1 = _conv(in_channels, dims[0], kernel, stride, padding, nn.MaxPool2d(3, 2))
-        self.conv2 = _conv(dims[0], dims[1], 5, 1, 2, nn.MaxPool2d(3, 2))
+        self.conv1 = _conv(in_channels, dims[0], kernel, stride, padding, nn.MaxPool2d(3, 2, ceil_mode=True))
+        self.conv2 = _conv(dims[0], dims[1], 5, 1, 2, nn.MaxPool2d(3, 2, ceil_mode=True))
         self.conv3 = _conv(dims[1], dims[2], 3, 1, 1)
         self.conv4 = _conv(dims[2], dims[3], 3, 1, 1)
         self.conv5 = _conv(dims[3], dims[4], 3, 1, 1, nn.AdaptiveMaxPool2d(6))

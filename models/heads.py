@@ -1,20 +1,30 @@
 """Projection heads: what stands between the trunk's features and the contrastive loss."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# kind: (hidden layers, their width in units of the input's, batch norm in them, batch norm of the output and whether
-# that has weights, unit length output)
+
+class _Kind(NamedTuple):
+    hidden: int = 0  # layers
+    factor: int = 1  # their width in units of the input's
+    norm: bool = False  # batch norm in them
+    output_norm: bool = False  # batch norm of the output
+    affine: bool = True  # with weights
+    unit: bool = True  # bring the output to unit length
+
+
 _KINDS = {
-    "linear": (0, 1, False, None, True),
-    "linear_wo_norm": (0, 1, False, None, False),
-    "mlp": (1, 1, False, None, True),
-    "mlp_bn": (1, 1, True, None, True),
-    "2mlp_bn": (2, 1, True, None, True),
-    "simclr": (1, 1, True, True, True),
-    "simsiam": (2, 1, True, False, False),
-    "byol": (1, 2, True, None, False),
+    "linear": _Kind(),
+    "linear_wo_norm": _Kind(unit=False),
+    "mlp": _Kind(hidden=1),
+    "mlp_bn": _Kind(hidden=1, norm=True),
+    "2mlp_bn": _Kind(hidden=2, norm=True),
+    "simclr": _Kind(hidden=1, norm=True, output_norm=True),
+    "simsiam": _Kind(hidden=2, norm=True, output_norm=True, affine=False, unit=False),
+    "byol": _Kind(hidden=1, factor=2, norm=True, unit=False),
 }
 
 
@@ -22,16 +32,12 @@ def head(kind: str, dim_in: int, dim_out: int) -> nn.Module:
     """(N, dim_in) -> (N, dim_out), published widths for a ResNet-50's 2048. ValueError for an unknown `kind`."""
     if kind not in _KINDS:
         raise ValueError(f"unknown head {kind!r}; choose one of {', '.join(_KINDS)}.")
-    hidden, factor, norm, output_norm, unit = _KINDS[kind]
+    made, dims = _KINDS[kind], [dim_in, *[dim_in * _KINDS[kind].factor] * _KINDS[kind].hidden]
     layers: list[nn.Module] = []
-    for _ in range(hidden):
-        layers += [nn.Linear(dim_in, factor * dim_in)]
-        dim_in *= factor
-        layers += [*([nn.BatchNorm1d(dim_in)] * norm), nn.ReLU(inplace=True)]
-    layers += [nn.Linear(dim_in, dim_out), *([UnitLength()] * unit)]
-    if output_norm is not None:
-        layers.insert(-1 if unit else len(layers), nn.BatchNorm1d(dim_out, affine=output_norm))
-    return nn.Sequential(*layers)
+    for before, after in zip(dims, dims[1:]):
+        layers += [nn.Linear(before, after), *[nn.BatchNorm1d(after)] * made.norm, nn.ReLU(inplace=True)]
+    layers += [nn.Linear(dims[-1], dim_out), *[nn.BatchNorm1d(dim_out, affine=made.affine)] * made.output_norm]
+    return nn.Sequential(*layers, *[UnitLength()] * made.unit)
 
 
 def predictor(dim: int, hidden: int) -> nn.Module:

@@ -155,7 +155,7 @@ class ContrastOptions(shared.Shared):
         if self.sync_bn and self.bn_splits not in ("auto", 1):
             raise ValueError(f"--bn_splits {self.bn_splits} takes apart what --sync_bn joins: add --no_sync_bn")
         if self.sync_bn and self.mem == "moco":
-            raise ValueError("--sync_bn lets batch norm give away the match that --mem moco is to learn: leave it out")
+            raise ValueError("--sync_bn lets batch norm give away what --mem moco is to learn: add --no_sync_bn")
         if self.prototypes is not None and self.prototypes < 4:
             raise ValueError(f"--prototypes {self.prototypes} leaves hardly anything to tell apart: take 4 or more")
 
@@ -173,7 +173,12 @@ class ContrastOptions(shared.Shared):
         if self.modal == "CMC" and mem:
             raise ValueError(f"--modal CMC contrasts two halves of an image, --method {method} sees it whole: drop one")
         if self.jigsaw and self.mem not in ("moco", "bank"):
-            raise ValueError(f"--jigsaw looks for its image in a memory and --mem {self.mem} is none: leave it out")
+            raise ValueError(f"--jigsaw looks for its image in a memory and --mem {self.mem} is none: add --no_jigsaw")
+        if method == "SwAV" and self.small_crops != 0 and self.small_min >= self.crop_min:
+            raise ValueError(
+                f"--small_min {self.small_min} is where small views begin and --crop_min {self.crop_min} where they "
+                "end: lower the one or raise the other"
+            )
         if self.loss == "nce" and self.mem not in ("moco", "bank"):
             raise ValueError(f"--loss nce needs noise from all the data and --mem {self.mem} has none: leave it out")
 
@@ -306,6 +311,7 @@ def _of_other_methods(options: ContrastOptions) -> dict[str, str]:
     only("key_momentum key_schedule", mem == "moco" or method == "BYOL", f"with --method {method}: no key encoder")
     only("bank_momentum", mem == "bank", f"with --mem {mem}")
     only("temperature", method not in ("SimSiam", "BYOL"), f"with --method {method}, which has no softmax")
+    only("mean std", options.modal == "RGB", "with --modal CMC, whose colour spaces have constants of their own")
     only("view", options.modal == "CMC", f"with --modal {options.modal}")
     only("beta ft_jigsaw", options.jigsaw, "without --jigsaw")
     return why

@@ -87,6 +87,7 @@ METHODS = {
         temperature=0.1,
         mem="none",
         crop_min=0.14,
+        queue_size=None,
         learning_rate=0.6,
         weight_decay=1e-6,
         sync_bn=True,
@@ -103,7 +104,7 @@ TOGETHER = {
     ("shapes", "CMC"): dict(head="mlp_bn"),
     ("shapes", "PIRL"): dict(head="mlp_bn"),
     ("shapes", "CMCv2"): dict(head="mlp_bn"),
-    ("shapes", "SwAV"): dict(epsilon=0.03),
+    ("shapes", "SwAV"): dict(epsilon=0.03, queue_size=256),
 }
 
 

@@ -51,7 +51,7 @@ def commands(method: str, seed: str, asked: argparse.Namespace, flags: list[str]
     """Command lines by the folder they write to: untrained k-NN, training, k-NN and, if asked for, linear probe."""
     typed = ["--method", method, *flags, *(["--epochs", asked.epochs] if asked.epochs else [])]
     opt, sources, _ = contrast.parse(typed)  # exits with a sentence when the flags do not fit the method
-    ours = [name for name in ("seed", "name", "resume") if sources[name] == "command line"]
+    ours = [name for name in ("seed", "name", "resume", "stem") if sources[name] == "command line"]
     if ours or opt.method != method:
         raise ValueError(f"--{(ours or ['method'])[0]} is chosen for every run: leave it out behind --")
     run = Path(opt.model_path) / f"{method}-{hashlib.sha256(repr(typed).encode()).hexdigest()[:6]}-seed{seed}"

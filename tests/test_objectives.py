@@ -310,7 +310,7 @@ def test_swav_codes_carry_no_gradient():
     loss, weight = 0, PROTOTYPES.clone().requires_grad_()
     for predicting, assigned in ((query, key), (key, query)):
         codes = torch.from_numpy(balanced(*numpy(assigned @ PROTOTYPES.T)))
-        loss = loss + F.cross_entropy(predicting @ weight.T / 0.1, codes) / 2
+        loss = loss + F.cross_entropy(F.normalize(predicting, dim=1) @ weight.T / 0.1, codes) / 2
     for a, b in zip(ours, torch.autograd.grad(loss, (query, key, weight))):
         torch.testing.assert_close(a, b)
 

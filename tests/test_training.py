@@ -436,3 +436,27 @@ def test_a_mistake_leaves_no_run_folder_behind(tmp_path):
     with pytest.raises(ValueError, match="--batch_size 60 is more than the 50 images"):
         train(tmp_path, "--batch_size 60 --queue_size 64")
     assert not (tmp_path / "run").exists()
+
+
+def test_synchronised_batch_norm_is_not_split_when_processes_leave():
+    options, origins, _ = contrast.parse("--method SimCLR".split())
+    left = {"position": {"processes": 4}}
+    resolved, _ = build.resolve(
+        dataclasses.replace(options, bn_splits=1), origins | {"bn_splits": "checkpoint"}, n_data=5000, trained_with=left
+    )
+    assert resolved.bn_splits == 1
+
+
+def test_what_older_checkpoints_do_not_mention_stays_as_it_was():
+    options, origins, _ = contrast.parse("--method SimCLR --device cpu".split())
+    stored = dataclasses.asdict(options)
+    del stored["decay_all"], stored["sync_bn"]
+    adopted, _, notes = resume.adopt(options, origins, stored)
+    assert (adopted.decay_all, adopted.sync_bn, notes) == (False, False, [])
+
+
+def test_flags_are_checked_against_the_resumed_method(tmp_path):
+    paths = f"--model_path {tmp_path} --tb_path {tmp_path}/tb --name run --width 0.125 --input_res 8 --device cpu"
+    pretrain_line(f"{paths} --method BYOL --batch_size 16 --epochs 1")
+    with pytest.raises(ValueError, match="--method BYOL has none"):
+        pretrain_line(f"{paths} --batch_size 16 --ft_neg interpolate --epochs 2 --resume {tmp_path}/run")

@@ -12,9 +12,8 @@ from torch import nn
 from learning import parallel
 from learning.draws import Draws
 from learning.methods.base import Batch, Contrast, Method, StepOutput
-from learning.methods.jigsaw import Jigsaw
+from learning.methods.jigsaw import Jigsaw, image_tasks
 from memory.stores import Bank
-from memory.task import Task
 
 
 class MemoryBank(Method):
@@ -46,11 +45,8 @@ class MemoryBank(Method):
         index, generator = batch["index"], draws.shared("bank")
         drawn = torch.randint(len(self.banks[0].rows), (self.negatives,), generator=generator, device=index.device)
         memories = [bank.read(index, drawn) for bank in self.banks]
-        weight = 1 - sum(branch.weight for branch in self.jigsaw)
-        queries, tasks = self.encoder(batch["query"]), []
-        for m, query in enumerate(queries):
-            positive, negatives = memories[(m + 1) % len(memories)]
-            tasks.append(Task(f"image{m}", query, positive, (negatives,), weight))
+        queries = self.encoder(batch["query"])
+        tasks = image_tasks(queries, memories, self.jigsaw)
         for branch in self.jigsaw:
             tasks += branch(self.encoder, batch["jigsaw"], memories, draws)
         seen = self.banks[0].seen[index].float()

@@ -93,8 +93,9 @@ class Contrast(nn.Module):
             ]
         loss = sum((task.weight * losses.rows).mean() for task, (losses, _) in zip(tasks, measured))
         stats = {"loss": loss.detach()}
-        for branch in dict.fromkeys(task.branch for task in tasks):
-            rows = torch.cat([rows for task, (_, rows) in zip(tasks, measured) if task.branch == branch])
+        shown = [(task.branch, rows) for task, (_, rows) in zip(tasks, measured) if task.shown]
+        for branch in dict.fromkeys(branch for branch, _ in shown):
+            rows = torch.cat([rows for place, rows in shown if place == branch])
             stats |= {f"{branch}_{name}".lstrip("_"): value for name, value in scores.summary(rows).items()}
         constants = [losses.constant for losses, _ in measured if losses.constant is not None]
         return StepOutput(loss, stats, measured[0][1], writes, torch.stack(constants) if constants else None)

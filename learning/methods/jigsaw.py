@@ -32,3 +32,17 @@ class Jigsaw(nn.Module):
             Task(f"jigsaw{m}", query, positive, (negatives,), self.weight, branch="jigsaw")
             for m, (query, (positive, negatives)) in enumerate(zip(queries, targets))
         ]
+
+
+def image_tasks(
+    queries: Sequence[Tensor], targets: Sequence[tuple[Tensor, Negatives]], branches: Sequence[Jigsaw]
+) -> list[Task]:
+    """Each modality's query (N, D) and the target of the next one (of its own, where there is one only).
+
+    Targets are positives (N, D) and negatives. What jigsaw `branches` weigh is taken from the images.
+    """
+    weight, tasks = 1 - sum(branch.weight for branch in branches), []
+    for m, query in enumerate(queries):
+        positive, negatives = targets[(m + 1) % len(targets)]
+        tasks.append(Task(f"image{m}", query, positive, (negatives,), weight))
+    return tasks

@@ -10,9 +10,8 @@ from torch import nn
 from learning import parallel
 from learning.draws import Draws
 from learning.methods.base import Batch, Contrast, Method, Schedule, StepOutput
-from learning.methods.jigsaw import Jigsaw
+from learning.methods.jigsaw import Jigsaw, image_tasks
 from memory.stores import Queue
-from memory.task import Task
 from models.momentum import MomentumEncoder
 
 
@@ -45,10 +44,7 @@ class MoCo(Method):
         queries = self.encoder(batch["query"])
         keys = parallel.shuffled(self.momentum_encoder, batch["key"], draws.shared("shuffle"))
         targets = [(key, queue.read()) for key, queue in zip(keys, self.queues)]
-        weight, tasks = 1 - sum(branch.weight for branch in self.jigsaw), []
-        for m, query in enumerate(queries):
-            positive, negatives = targets[(m + 1) % len(targets)]
-            tasks.append(Task(f"image{m}", query, positive, (negatives,), weight))
+        tasks = image_tasks(queries, targets, self.jigsaw)
         for branch in self.jigsaw:
             tasks += branch(self.encoder, batch["jigsaw"], targets, draws)
         return self.contrast(tasks, draws, writes=keys)

@@ -32,7 +32,8 @@ class SupCon(Method):
 def pairs(one: Tensor, other: Tensor, label: Tensor, draws: Draws) -> list[Task]:
     """Tasks of two views (N, D) of images with `label` (N,): the two views of each image first, then all other pairs.
 
-    How many there are depends on the labels. In each row the other images of the class count, but are not to be mixed.
+    How many there are depends on the labels, which a GPU has to be asked for; statistics are of the former alone. In
+    each row the other images of the class count, but are not to be mixed.
     """
     features = parallel.gather_with_gradient(torch.stack([one, other], 1)).flatten(0, 1)
     labels = parallel.gather(label).repeat_interleave(2)
@@ -49,6 +50,7 @@ def pairs(one: Tensor, other: Tensor, label: Tensor, draws: Draws) -> list[Task]
         negatives = Negatives(features, valid=counts, unmixed=counts & alike[row])
         weight = share[row] * (len(row) / len(mine))
         drawn = hash64(keys[mine[row]], keys[positive])
-        return Task(name, features[mine[row]], features[positive], (negatives,), weight, keys=drawn)
+        anchors, shown = features[mine[row]], name == "image"
+        return Task(name, anchors, features[positive], (negatives,), weight, keys=drawn, shown=shown)
 
     return [task("image", views), task("class", alike & ~views)]

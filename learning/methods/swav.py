@@ -71,7 +71,7 @@ class SwAV(Method):
     def _embed(self, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
         """Views of one size go through the encoder together, so that batch norm sees all of them."""
         (features,) = self.encoder(torch.cat([batch[name] for name in names]))
-        return dict(zip(names, features.chunk(len(names))))
+        return dict(zip(names, normalize(features, dim=1).chunk(len(names))))
 
     @torch.no_grad()
     def _assign(self, features: Tensor, number: int, step: int) -> Tensor:
