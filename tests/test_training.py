@@ -439,7 +439,7 @@ def test_a_mistake_leaves_no_run_folder_behind(tmp_path):
 
 
 def test_synchronised_batch_norm_is_not_split_when_processes_leave():
-    options, origins, _ = contrast.parse("--method SimCLR".split())
+    options, origins, _ = contrast.parse(["--method", "SimCLR"])
     left = {"position": {"processes": 4}}
     resolved, _ = build.resolve(
         dataclasses.replace(options, bn_splits=1), origins | {"bn_splits": "checkpoint"}, n_data=5000, trained_with=left
@@ -448,7 +448,7 @@ def test_synchronised_batch_norm_is_not_split_when_processes_leave():
 
 
 def test_what_older_checkpoints_do_not_mention_stays_as_it_was():
-    options, origins, _ = contrast.parse("--method SimCLR --device cpu".split())
+    options, origins, _ = contrast.parse(["--method", "SimCLR", "--device", "cpu"])
     stored = dataclasses.asdict(options)
     del stored["decay_all"], stored["sync_bn"]
     adopted, _, notes = resume.adopt(options, origins, stored)
