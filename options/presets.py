@@ -104,6 +104,7 @@ TOGETHER = {
     ("shapes", "CMC"): dict(head="mlp_bn"),
     ("shapes", "PIRL"): dict(head="mlp_bn"),
     ("shapes", "CMCv2"): dict(head="mlp_bn"),
+    ("shapes", "SimSiam"): dict(weight_decay=5e-4),
     ("shapes", "SwAV"): dict(epsilon=0.03, queue_size=256),
 }
 
