@@ -5,7 +5,7 @@ The published code lets a method's preset override the command line; here preset
 
 _SMALL = dict(input_res=32, arch="resnet18", key_momentum=0.99)
 # A queue begins with random vectors. At full rate small data teach the network to tell those from pictures and little
-# else: on 5,000 pictures it was still collapsed after 20 epochs, and with warm-up it was not (docs/results.md).
+# else: on 5,000 pictures it was still collapsed after 20 epochs, and with warm-up it was not.
 _WARM = dict(warm=True)
 
 HEADS = ("linear", "linear_wo_norm", "mlp", "mlp_bn", "2mlp_bn", "simclr", "simsiam", "byol")
@@ -98,13 +98,14 @@ METHODS = {
 
 # What a data set needs of a method, above both. In a run of some hundred steps on the narrow network of the built-in
 # pictures, a bank or a half of it alone maps everything to one point unless its head has batch norm, and SwAV's
-# assignments are all alike unless they are sharper (docs/results.md).
+# assignments are all alike unless they are sharper.
 TOGETHER = {
     ("shapes", "InsDis"): dict(head="mlp_bn"),
-    ("shapes", "CMC"): dict(head="mlp_bn"),
+    ("shapes", "CMC"): dict(head="mlp_bn", learning_rate=0.06),
     ("shapes", "PIRL"): dict(head="mlp_bn"),
     ("shapes", "CMCv2"): dict(head="mlp_bn"),
     ("shapes", "SimSiam"): dict(weight_decay=5e-4),
+    ("shapes", "BYOL"): dict(learning_rate=1.5),
     ("shapes", "SwAV"): dict(epsilon=0.03, queue_size=256),
 }
 
