@@ -197,13 +197,13 @@ def train_loader(opt: ContrastOptions, data: sources.Source, device: torch.devic
 
 def colours(values: dict[str, Any], data: sources.Source) -> Colours:
     """How the encoder trained with these option values wants to see the images of `data`."""
-    return colour_space(values.get("modal", "RGB"), values.get("view", "YDbDr"), data.mean, data.std)
+    return colour_space(values["modal"], values["view"], data.mean, data.std)
 
 
 def encoder(values: dict[str, Any]) -> Encoder:
     """An untrained encoder from option values, as they are stored in a checkpoint."""
-    channels = CHANNELS[values.get("modal", "RGB")]
-    return Encoder(**{name: values[name] for name in ("arch", "width", "stem", "head", "feat_dim")}, channels=channels)
+    network = {name: values[name] for name in ("arch", "width", "stem", "head", "feat_dim")}
+    return Encoder(**network, channels=CHANNELS[values["modal"]])
 
 
 def transforms(opt: ContrastOptions) -> list:
@@ -308,15 +308,14 @@ def optimizer(opt: ContrastOptions, model: Method) -> torch.optim.Optimizer:
     """SGD or LARS (You et al., 2017). Without --decay_all biases and norms do not decay, and LARS leaves their rate."""
     settings = {"lr": opt.learning_rate, "momentum": opt.momentum, "weight_decay": opt.weight_decay}
     groups = model.param_groups()
-    if opt.optimizer == "sgd" and opt.decay_all:
-        return torch.optim.SGD(groups, **settings)
     large = {"always_adapt": True} if opt.optimizer == "lars" else {}
     small = {} if opt.decay_all else {"weight_decay": 0.0}
-    groups = [
-        group | {"params": [p for p in group["params"] if (p.ndim > 1) is many]} | special
-        for group in groups
-        for many, special in ((True, large), (False, small))
-    ]
+    if large or small:
+        groups = [
+            group | {"params": [p for p in group["params"] if (p.ndim > 1) is many]} | special
+            for group in groups
+            for many, special in ((True, large), (False, small))
+        ]
     if opt.optimizer == "sgd":
         return torch.optim.SGD(groups, **settings)
     from timm.optim import Lars  # slow to import, and seldom needed

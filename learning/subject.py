@@ -34,8 +34,7 @@ def encoder(opt: LinearOptions) -> tuple[Callable[[int], Encoder], Values, list[
         values = _untrained(opt)
         return partial(_initialised, values), values, []
     trained, values, remarks = build.load_encoder(opt.ckpt, opt.use_ema)
-    modal = values.get("modal", "RGB")  # older checkpoints do not mention it
-    values = values | {"modal": modal, "view": values["view"] if modal == "CMC" else None}
+    values = values | {"view": values["view"] if values["modal"] == "CMC" else None}
     if "method" in values:
         wrong = contradictions(opt, values)
     else:

@@ -49,7 +49,7 @@ def _our_trunk(state: dict[str, Any]) -> Trunk:
         arch=arch,
         width=options["width"] * factor,
         stem=options["stem"],
-        view=options["view"] if options.get("modal") == "CMC" else None,
+        view=options["view"] if options["modal"] == "CMC" else None,
         weights={name.removeprefix(where): x for name, x in used.items()},
         unused=tuple(f"method.{name}" for name in sorted(state["method"].keys() - used.keys())),
     )

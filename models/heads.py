@@ -58,12 +58,12 @@ class JigsawHead(nn.Module):
         super().__init__()
         layers = head(kind, dim_in, dim_out)
         self.patch = nn.Sequential(*(layer for layer in layers if not isinstance(layer, UnitLength)))
-        self.together = nn.Linear(9 * dim_out, dim_out)
+        self.together, self.unit = nn.Linear(9 * dim_out, dim_out), UnitLength()
 
     def forward(self, features: Tensor, order: Tensor) -> Tensor:
         patches = self.patch(features.flatten(0, 1)).unflatten(0, order.shape)
         dealt = torch.take_along_dim(patches, order.unsqueeze(2), dim=1)
-        return F.normalize(self.together(dealt.flatten(1)).float(), dim=1)
+        return self.unit(self.together(dealt.flatten(1)))
 
 
 class UnitLength(nn.Module):

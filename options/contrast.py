@@ -18,6 +18,7 @@ REFUSED = {
     **dict.fromkeys(("aug_linear", "crop", "ckpt", "n_class", "use_ema"), _LINEAR),
 }
 
+REMEMBERING = ("moco", "bank")  # kinds of --mem that keep past embeddings
 MEMORY = {"SimSiam": "none", "BYOL": "none", "SwAV": "none", "SupCon": "batch"}  # methods with a loss of their own
 
 Distribution = Literal["beta", "uniform"]
@@ -143,7 +144,7 @@ class ContrastOptions(shared.Shared):
             raise ValueError(
                 f"--batch_size {self.batch_size} leaves too few negatives with --mem batch: take 4 or more"
             )
-        if self.mem in ("moco", "bank") and self.queue_size in range(4):
+        if self.mem in REMEMBERING and self.queue_size in range(4):
             raise ValueError(f"--queue_size {self.queue_size} leaves too few negatives: take 4 or more")
         if self.mem == "moco" and "queue_size" in typed and self.queue_size < self.batch_size:
             raise ValueError(
@@ -165,21 +166,22 @@ class ContrastOptions(shared.Shared):
         if mem and self.mem != mem:
             raise ValueError(f"--method {method} is --mem {mem} by definition: leave --mem {self.mem} out")
         if self.mem == "none" and not mem:
-            raise ValueError(f"--mem none is of {', '.join(MEMORY)}: choose one of them, or another --mem")
+            without = ", ".join(name for name, kind in MEMORY.items() if kind == "none")
+            raise ValueError(f"--mem none is of {without}: choose one of them, or another --mem")
         if self.mem == "none" and self.ft_neg != "none":
             raise ValueError(
                 f"--ft_neg {self.ft_neg} mixes negatives and --method {method} has none: leave it out (--ft_pos works)"
             )
         if self.modal == "CMC" and mem:
             raise ValueError(f"--modal CMC contrasts two halves of an image, --method {method} sees it whole: drop one")
-        if self.jigsaw and self.mem not in ("moco", "bank"):
+        if self.jigsaw and self.mem not in REMEMBERING:
             raise ValueError(f"--jigsaw looks for its image in a memory and --mem {self.mem} is none: add --no_jigsaw")
         if method == "SwAV" and self.small_crops != 0 and self.small_min >= self.crop_min:
             raise ValueError(
                 f"--small_min {self.small_min} is where small views begin and --crop_min {self.crop_min} where they "
                 "end: lower the one or raise the other"
             )
-        if self.loss == "nce" and self.mem not in ("moco", "bank"):
+        if self.loss == "nce" and self.mem not in REMEMBERING:
             raise ValueError(f"--loss nce needs noise from all the data and --mem {self.mem} has none: leave it out")
 
 
@@ -307,7 +309,7 @@ def _of_other_methods(options: ContrastOptions) -> dict[str, str]:
     swav = "prototypes epsilon sinkhorn_iterations small_crops small_res small_min queue_epoch freeze_prototypes"
     only(swav, method == "SwAV", f"with --method {method}: it is SwAV's")
     only("fix_pred_lr", method == "SimSiam", f"with --method {method}, which has no predictor of that kind")
-    only("queue_size", mem in ("moco", "bank") or method == "SwAV", f"with --mem {mem}, which keeps no past embeddings")
+    only("queue_size", mem in REMEMBERING or method == "SwAV", f"with --mem {mem}, which keeps no past embeddings")
     only("key_momentum key_schedule", mem == "moco" or method == "BYOL", f"with --method {method}: no key encoder")
     only("bank_momentum", mem == "bank", f"with --mem {mem}")
     only("temperature", method not in ("SimSiam", "BYOL"), f"with --method {method}, which has no softmax")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learning.draws import Draws
-from learning.losses import Objective
+from learning.losses import Losses, Objective
 from memory import scores
 from memory.task import Task
 
@@ -67,11 +67,16 @@ class Rewriting:
             return task
         return functools.reduce(lambda so_far, transform: transform(so_far, draws), self.transforms, task)
 
-    def record(self, measure: Callable[[Task], tuple[Any, Tensor]], task: Task, draws: Draws) -> tuple[Any, Tensor]:
-        """`measure` of the rewritten task: a result, and score rows (N, C); those of the original beside them."""
+    def record(
+        self, measure: Callable[[Task], tuple[Any, Tensor | None]], task: Task, draws: Draws
+    ) -> tuple[Any, Tensor | None]:
+        """`measure` of the rewritten task: a result, and score rows (N, C); those of the original beside them.
+
+        A task that is not `shown` has no rows.
+        """
         rewritten = self(task, draws)
         result, rows = measure(rewritten)
-        if not self.before:
+        if not (self.before and task.shown):
             return result, rows
         with torch.no_grad():
             return result, torch.cat([rows, measure(task)[1] if rewritten is not task else rows], 1)
@@ -100,9 +105,11 @@ class Contrast(nn.Module):
         constants = [losses.constant for losses, _ in measured if losses.constant is not None]
         return StepOutput(loss, stats, measured[0][1], writes, torch.stack(constants) if constants else None)
 
-    def _measure(self, task: Task, number: int):
+    def _measure(self, task: Task, number: int) -> tuple[Losses, Tensor | None]:
         positive, negative = task.scores()
         losses = self.objective(positive, negative, number)
+        if not task.shown:
+            return losses, None
         rows = scores.statistics(positive, negative, losses.log_sum_exp, self.objective.temperature, task.valid)
         return losses, rows
 
