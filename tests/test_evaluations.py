@@ -476,9 +476,9 @@ def test_what_agrees_with_the_checkpoint_is_accepted(trained, tmp_path, capsys):
     assert "--n_class 9 is more than the 3 classes" in capsys.readouterr().out
 
 
-def test_checkpoints_from_before_there_were_modalities_are_of_rgb(trained, tmp_path):
+def test_checkpoints_from_before_there_were_colour_spaces_are_of_rgb(trained, tmp_path):
     state = checkpoint.load(trained)
-    for name in ("modal", "view", "mem", "jigsaw"):
+    for name in ("view", "mem", "jigsaw"):
         del state["options"][name]
     checkpoint.save(trained, state)
     found = main_linear(tmp_path, "--ckpt", trained, "--eval", "knn", "--modal", "RGB")

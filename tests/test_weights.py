@@ -381,7 +381,7 @@ def test_main_linear_reports_the_backbone_of_a_foreign_file(tmp_path, capsys):
 
 def ours(folder, **changes):
     """A run folder of this program; returns it and the weights of its backbones."""
-    shape = {"arch": "resnet18", "width": 0.125, "stem": "small", "head": "linear", "feat_dim": 8}
+    shape = {"arch": "resnet18", "width": 0.125, "stem": "small", "head": "linear", "feat_dim": 8, "modal": "RGB"}
     options, _, _ = contrast.parse(["--epochs", "1"])
     torch.manual_seed(6)
     network = build.encoder(shape | changes)
