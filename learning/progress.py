@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ class ScoreRecorder:
         self.steps: list[int] = []
         self.past: dict[str, Tensor] | None = None  # all ranks' rows from before a resume
 
-    def add(self, step: int, rows: Tensor, index: Tensor) -> None:
-        self.parts.append((rows, index))
+    def add(self, step: int, rows: Tensor, index: Sequence[Tensor]) -> None:
+        """rows (n, C) of a step, and of each of its parts the images' numbers, together (n,)."""
+        self.parts.append((rows.unflatten(0, (len(index), -1)), torch.stack([*index])))
         self.steps.append(step + 1)
 
     def state_dict(self) -> dict[str, Tensor] | None:
@@ -51,8 +53,9 @@ class ScoreRecorder:
 
 
 def _join_ranks(stacked: Tensor) -> Tensor:
-    """(S, n, ...) per rank -> (S, world * n, ...): ranks hold consecutive rows of each global batch."""
-    return parallel.gather(stacked.transpose(0, 1).contiguous()).transpose(0, 1).cpu()
+    """(S, parts, n, ...) per rank -> (S, parts * world * n, ...): ranks hold consecutive rows of each part."""
+    whole = parallel.gather(stacked.flatten(0, 1).transpose(0, 1).contiguous()).transpose(0, 1)
+    return whole.reshape(len(stacked), -1, *whole.shape[2:]).cpu()
 
 
 def _check_finite(values: dict[str, float], step: int) -> None:
@@ -105,11 +108,12 @@ class Progress:
         """The next batch has arrived: what has passed since the last step was waiting for data."""
         self.waited += time.perf_counter() - self.idle_since
 
-    def step_done(self, step: int, out: StepOutput, batch: dict[str, Any], lr: float) -> None:
+    def step_done(self, step: int, out: StepOutput, index: Sequence[Tensor], lr: float) -> None:
+        """`index`: the numbers of the images, for each part of the batch."""
         for meters in (self.window, self.epoch):
             meters.add(out.stats)
         if self.scores is not None:
-            self.scores.add(step, out.scores, batch["index"])
+            self.scores.add(step, out.scores, index)
         self.bar.update()
         if (step + 1) % self.print_freq == 0:
             self._log_line(step + 1, lr)
