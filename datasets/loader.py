@@ -4,15 +4,18 @@ import signal
 from collections.abc import Iterator
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from datasets.decode import read_image
-from datasets.keyed import generator, sample_keys
+from datasets.decode import read_image, why
+from datasets.keyed import generator, hash64, sample_keys
 from datasets.recipes import Recipe
 from datasets.sources import Source
 
 Batch = dict[str, Tensor]
+
+ATTEMPTS = 10  # images to try for one sample before the data as a whole are at fault
 
 
 class KeyedSampler:
@@ -60,6 +63,10 @@ class TrainLoader:
     labels, label, int64 (n,) each, and every view of the recipe, float (n, 3, size, size) or of a jigsaw (n, 9, 3,
     size, size). Images held in memory are cropped in batches on the device; files are decoded and cropped by
     `num_workers` processes.
+
+    A file that cannot be read raises ValueError. With `replace_bad` the sample becomes another one of the data, drawn
+    from its key: index, label and views are the other's, key_draw stays; and `bad` tells, path by path, what was wrong
+    in the batches so far.
     """
 
     def __init__(
@@ -73,9 +80,11 @@ class TrainLoader:
         seed: int = 0,
         num_workers: int = 0,
         device: torch.device | str = "cpu",
+        replace_bad: bool = False,
     ):
         self.sampler = KeyedSampler(len(source), batch_size=batch_size, rank=rank, world_size=world_size, seed=seed)
-        self.feed = _feed(source, recipe, self.sampler, num_workers, torch.device(device))
+        self.feed = _feed(source, recipe, self.sampler, num_workers, torch.device(device), replace_bad)
+        self.bad = self.feed.bad
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         self.sampler.set_epoch(epoch, start_step)
@@ -139,6 +148,7 @@ class _Memory:
 
     def __init__(self, source: Source, recipe: Recipe, sampler: KeyedSampler | _InOrder, device: torch.device):
         self.images, self.labels = source.images.to(device), source.labels
+        self.bad: dict[str, str] = {}  # nothing here can be
         self.recipe, self.sampler, self.device = recipe, sampler, device
 
     def __iter__(self) -> Iterator[Batch]:
@@ -155,13 +165,22 @@ class _Files:
     """Batches of image files: decoded and cropped by workers, finished on the device."""
 
     def __init__(
-        self, source, recipe: Recipe, sampler: KeyedSampler | _InOrder, num_workers: int, device: torch.device
+        self,
+        source: Source,
+        recipe: Recipe,
+        sampler: KeyedSampler | _InOrder,
+        num_workers: int,
+        device: torch.device,
+        replace_bad: bool,
     ):
         self.recipe, self.device = recipe, device
-        read_image(source.images[0])  # files that are no images are found out before anything starts
+        self.bad: dict[str, str] = {}
+        crops = _Crops(source, recipe, replace_bad)
+        crops.read(0, 0)  # files that are no images are found out before anything starts
         self.loader = DataLoader(
-            _Crops(source, recipe),
+            crops,
             batch_sampler=sampler,
+            collate_fn=_collate,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=device.type == "cuda",
@@ -177,7 +196,9 @@ class _Files:
 
     def _decoded(self) -> Iterator[Batch]:
         try:
-            yield from self.loader
+            for batch in self.loader:
+                self.bad |= batch.pop("bad")
+                yield batch
         except ValueError as error:  # from a worker it comes wrapped in a traceback; the last line is what it said
             raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
 
@@ -188,18 +209,49 @@ def _leave_interrupts(worker: int) -> None:
 
 
 class _Crops(Dataset):
-    def __init__(self, source: Source, recipe: Recipe):
-        self.source, self.recipe = source, recipe
+    def __init__(self, source: Source, recipe: Recipe, replace_bad: bool):
+        self.source, self.recipe, self.replace_bad = source, recipe, replace_bad
 
-    def __getitem__(self, sample: tuple[int, int]) -> dict[str, int | Tensor]:
-        index, key = sample
-        item = {"index": index, "key_draw": key}
+    def __getitem__(self, sample: tuple[int, int]) -> dict[str, int | Tensor | dict[str, str]]:
+        _, key = sample
+        index, image, bad = self.read(*sample)
+        item = {"index": index, "key_draw": key, "bad": bad}
         if self.source.labels is not None:
             item["label"] = self.source.labels[index]
-        return item | self.recipe.crop(read_image(self.source.images[index]), key)
+        return item | self.recipe.crop(image, key)
+
+    def read(self, index: int, key: int) -> tuple[int, Image, dict[str, str]]:
+        """The image `index` or what replaces it, as its own index and itself; and why others could not be read."""
+        bad = {}
+        for attempt in range(ATTEMPTS):
+            path = self.source.images[index]
+            try:
+                return index, read_image(path), bad
+            except ValueError as error:
+                if not self.replace_bad:
+                    raise
+                bad[path] = why(error.__cause__)
+            index = int(hash64(key, attempt, "replacement")) % len(self.source)
+        path, reason = next(iter(bad.items()))
+        raise ValueError(
+            f"{path} cannot be read as an image ({reason}), nor can others in its place; repair them, or see that the "
+            "data are still where they were."
+        )
 
 
-def _feed(source: Source, recipe: Recipe, sampler: KeyedSampler | _InOrder, num_workers: int, device: torch.device):
+def _collate(items: list[dict[str, int | Tensor | dict[str, str]]]) -> Batch:
+    bad = {path: reason for item in items for path, reason in item.pop("bad").items()}
+    return default_collate(items) | {"bad": bad}
+
+
+def _feed(
+    source: Source,
+    recipe: Recipe,
+    sampler: KeyedSampler | _InOrder,
+    num_workers: int,
+    device: torch.device,
+    replace_bad: bool = False,
+):
     if source.in_memory:
         return _Memory(source, recipe, sampler, device)
-    return _Files(source, recipe, sampler, num_workers, device)
+    return _Files(source, recipe, sampler, num_workers, device, replace_bad)

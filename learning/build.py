@@ -192,6 +192,7 @@ def train_loader(opt: ContrastOptions, data: sources.Source, device: torch.devic
         seed=opt.seed,
         num_workers=workers(opt),
         device=device,
+        replace_bad=opt.on_bad_image == "skip",
     )
 
 
