@@ -4,16 +4,19 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from datasets.decode import read_image
-from datasets.keyed import generator, sample_keys
+from datasets.decode import read_image, why
+from datasets.keyed import generator, hash64, sample_keys
 from datasets.recipes import Recipe
 from datasets.sources import Source
 
 Batch = dict[str, Tensor]
 Exchange = Callable[[Tensor, Tensor], Tensor]  # this process's rows of a global batch and an order -> its rows of that
+
+ATTEMPTS = 10  # images to try for one sample before the data as a whole are at fault
 
 
 class KeyedSampler:
@@ -70,6 +73,10 @@ class TrainLoader:
     size, size). Images held in memory are cropped in batches on the device; files are decoded and cropped by
     `num_workers` processes.
 
+    A file that cannot be read raises ValueError. With `replace_bad` the sample becomes another one of the data, drawn
+    from its key: index, label and views are the other's, key_draw stays; and `bad` tells, path by path, what was wrong
+    in the batches so far.
+
     The views `dealt` are shuffled over the global batch: row i of the global batch has that view of sample order[i],
     and "order", int64 (batch_size,), comes along. In memory each process makes what it is to see; of files it makes
     those of its own samples, and `exchange` swaps the uint8 crops.
@@ -88,9 +95,12 @@ class TrainLoader:
         device: torch.device | str = "cpu",
         dealt: Sequence[str] = (),
         exchange: Exchange = torch.Tensor.__getitem__,
+        replace_bad: bool = False,
     ):
         self.sampler = KeyedSampler(len(source), batch_size=batch_size, rank=rank, world_size=world_size, seed=seed)
-        self.feed = _feed(source, _Views(recipe, dealt, exchange), self.sampler, num_workers, torch.device(device))
+        views = _Views(recipe, dealt, exchange)
+        self.feed = _feed(source, views, self.sampler, num_workers, torch.device(device), replace_bad)
+        self.bad = self.feed.bad
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         self.sampler.set_epoch(epoch, start_step)
@@ -182,6 +192,7 @@ class _Memory:
 
     def __init__(self, source: Source, views: _Views, sampler: KeyedSampler | _InOrder, device: torch.device):
         self.images, self.labels = source.images.to(device), source.labels
+        self.bad: dict[str, str] = {}  # nothing here can be
         self.views, self.sampler, self.device = views, sampler, device
 
     def __iter__(self) -> Iterator[Batch]:
@@ -197,12 +208,23 @@ class _Memory:
 class _Files:
     """Batches of image files: decoded and cropped by workers, finished on the device."""
 
-    def __init__(self, source, views: _Views, sampler: KeyedSampler | _InOrder, num_workers: int, device: torch.device):
+    def __init__(
+        self,
+        source: Source,
+        views: _Views,
+        sampler: KeyedSampler | _InOrder,
+        num_workers: int,
+        device: torch.device,
+        replace_bad: bool,
+    ):
         self.views, self.sampler, self.device = views, sampler, device
-        read_image(source.images[0])  # files that are no images are found out before anything starts
+        self.bad: dict[str, str] = {}
+        crops = _Crops(source, views.recipe, replace_bad)
+        crops.read(0, 0)  # files that are no images are found out before anything starts
         self.loader = DataLoader(
-            _Crops(source, views.recipe),
+            crops,
             batch_sampler=sampler,
+            collate_fn=_collate,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=device.type == "cuda",
@@ -218,7 +240,9 @@ class _Files:
 
     def _decoded(self) -> Iterator[Batch]:
         try:
-            yield from self.loader
+            for batch in self.loader:
+                self.bad |= batch.pop("bad")
+                yield batch
         except ValueError as error:  # from a worker it comes wrapped in a traceback; the last line is what it said
             raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
 
@@ -229,18 +253,49 @@ def _leave_interrupts(worker: int) -> None:
 
 
 class _Crops(Dataset):
-    def __init__(self, source: Source, recipe: Recipe):
-        self.source, self.recipe = source, recipe
+    def __init__(self, source: Source, recipe: Recipe, replace_bad: bool):
+        self.source, self.recipe, self.replace_bad = source, recipe, replace_bad
 
-    def __getitem__(self, sample: tuple[int, int]) -> dict[str, int | Tensor]:
-        index, key = sample
-        item = {"index": index, "key_draw": key}
+    def __getitem__(self, sample: tuple[int, int]) -> dict[str, int | Tensor | dict[str, str]]:
+        _, key = sample
+        index, image, bad = self.read(*sample)
+        item = {"index": index, "key_draw": key, "bad": bad}
         if self.source.labels is not None:
             item["label"] = self.source.labels[index]
-        return item | self.recipe.crop(read_image(self.source.images[index]), key)
+        return item | self.recipe.crop(image, key)
+
+    def read(self, index: int, key: int) -> tuple[int, Image, dict[str, str]]:
+        """The image `index` or what replaces it, as its own index and itself; and why others could not be read."""
+        bad = {}
+        for attempt in range(ATTEMPTS):
+            path = self.source.images[index]
+            try:
+                return index, read_image(path), bad
+            except ValueError as error:
+                if not self.replace_bad:
+                    raise
+                bad[path] = why(error.__cause__)
+            index = int(hash64(key, attempt, "replacement")) % len(self.source)
+        path, reason = next(iter(bad.items()))
+        raise ValueError(
+            f"{path} cannot be read as an image ({reason}), nor can others in its place; repair them, or see that the "
+            "data are still where they were."
+        )
 
 
-def _feed(source: Source, views: _Views, sampler: KeyedSampler | _InOrder, num_workers: int, device: torch.device):
+def _collate(items: list[dict[str, int | Tensor | dict[str, str]]]) -> Batch:
+    bad = {path: reason for item in items for path, reason in item.pop("bad").items()}
+    return default_collate(items) | {"bad": bad}
+
+
+def _feed(
+    source: Source,
+    views: _Views,
+    sampler: KeyedSampler | _InOrder,
+    num_workers: int,
+    device: torch.device,
+    replace_bad: bool = False,
+):
     if source.in_memory:
         return _Memory(source, views, sampler, device)
-    return _Files(source, views, sampler, num_workers, device)
+    return _Files(source, views, sampler, num_workers, device, replace_bad)

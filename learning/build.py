@@ -193,6 +193,7 @@ def train_loader(opt: ContrastOptions, data: sources.Source, device: torch.devic
         device=device,
         dealt=("key",) if opt.mem == "moco" else (),
         exchange=parallel.deal,
+        replace_bad=opt.on_bad_image == "skip",
     )
 
 

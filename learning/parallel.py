@@ -231,6 +231,15 @@ def any_rank(flag: bool) -> bool:
     return bool(all_sum(torch.tensor(float(flag), device=where)) > 0)
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's `value` (picklable), in the order of the ranks."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 @torch.no_grad()
 def gather(x: Tensor) -> Tensor:
     """Concatenate `x` (n, ...) over ranks, without gradient; n is the same on every rank."""

@@ -12,6 +12,7 @@ import torch
 
 from datasets.sources import Source
 from learning import build, checkpoint, engine, parallel, resume
+from learning.bad_images import BadImages
 from learning.host import keep_freed_memory
 from learning.interrupt import Interrupt
 from learning.progress import Progress
@@ -81,6 +82,7 @@ class Pretraining:
             batch_size=opt.batch_size,
             print_freq=opt.print_freq,
             save_score=opt.save_score,
+            bad_images=BadImages(self.loader.bad, data.images),
         )
         self.begun = self.step = 0
         if state:

@@ -36,6 +36,9 @@ class ContrastOptions(shared.Shared):
         "mocov1", "how views are made", group="data", aliases=("--aug",),
         spellings={"A": "mocov1", "B": "mocov2", "C": "cmc", "D": "infomin", "E": "cmcv2"},
     )  # fmt: skip
+    on_bad_image: Literal["skip", "stop"] = option(
+        "skip", "what to do about one that cannot be read; skip: show another", group="data"
+    )
     modal: Literal["RGB", "CMC"] = option("RGB", "what the encoder sees; CMC: two halves of --view", group="method")
     view: Literal[VIEWS] = option("YDbDr", "colour space that --modal CMC splits", group="method")
 
