@@ -48,8 +48,11 @@ class Run:
             self._scalar(name if kind == "epoch" else f"{kind}/{name}", value, epoch if kind == "epoch" else step)
 
     def write_json(self, name: str, content: Any) -> None:
-        text = json.dumps(content, indent=2) + "\n"
-        checkpoint.write(self.folder / name, lambda file: file.write(text.encode()))
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        content = text.encode(errors="surrogateescape")  # names of files need not be UTF-8
+        checkpoint.write(self.folder / name, lambda file: file.write(content))
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Write a checkpoint."""
@@ -69,6 +72,8 @@ class SilentRun:
     def record(self, kind: str, *, epoch: int, step: int, **values: float) -> None: ...
 
     def write_json(self, name: str, content: Any) -> None: ...
+
+    def write_text(self, name: str, text: str) -> None: ...
 
     def save(self, name: str, state: dict[str, Any]) -> None: ...
 
