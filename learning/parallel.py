@@ -224,7 +224,8 @@ def _leave(status: int) -> NoReturn:
 def _tell_torchrun(sentence: str) -> None:
     """Put the sentence where torchrun looks for the cause, which it repeats below its own traceback."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        content = {"message": sentence, "timestamp": int(time.time())}
+        about = {"py_callstack": sentence, "timestamp": str(int(time.time()))}
+        content = {"message": {"message": sentence, "extraInfo": about}}
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(content))
 
 
@@ -233,9 +234,13 @@ def _join(worker: Worker, options: Any) -> int:
     with _plainly():
         if _uses_gpus(options):  # of which srun may show each process its own alone
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        dist.init_process_group(
-            options.dist_backend if options.dist_backend != "auto" else "nccl" if _uses_gpus(options) else "gloo"
-        )
+        backend = options.dist_backend if options.dist_backend != "auto" else "nccl" if _uses_gpus(options) else "gloo"
+        store, number, processes = next(dist.rendezvous("env://"))
+        # torchrun's store outlives its processes: what is in it from before a restart would mislead those after it. The
+        # nodes of several count their restarts apart.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT") if os.environ.get("GROUP_WORLD_SIZE") == "1" else ""
+        store = dist.PrefixStore(f"attempt {attempt}", store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=processes)
         status = worker(options) or 0
         signals.ignore()  # who sees the first process go may send one to the others
         gc.collect()  # a DDP reducer that outlives its process group can abort at exit

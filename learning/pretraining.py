@@ -111,28 +111,40 @@ class Pretraining:
         """Train to the end, or until `stop(step)` says so; save after every epoch and where it stops."""
         model = parallel.wrap(self.method)
         for epoch in range(self.step // self.steps_per_epoch, self.last_epoch):
-            self._train_epoch(model, epoch, stop)
+            self._train_epoch(model, epoch, partial(self._between_steps, stop))
             if self.step < (epoch + 1) * self.steps_per_epoch:
-                self.progress.check_finite(self.step)
-                self.save("current.pth")
+                self._save_within_epoch()
                 break
             self._finish_epoch(epoch + 1)
         self.progress.bar.close()
 
+    def _between_steps(self, stop: Callable[[int], bool], step: int) -> bool:
+        self.step = step
+        return stop(step)
+
     def _train_epoch(self, model: torch.nn.Module, epoch: int, stop: Callable[[int], bool]) -> None:
         self.loader.set_epoch(epoch, (self.step - epoch * self.steps_per_epoch) * self.opt.accumulate)
-        self.step = engine.train_epoch(
-            model,
-            self.loader,
-            self.optimizer,
-            first_step=self.step,
-            accumulate=self.opt.accumulate,
-            schedule=self.schedule,
-            autocast=build.autocast(self.opt.amp, self.device),
-            scaler=self.scaler,
-            progress=self.progress,
-            stop=stop,
-        )
+        try:
+            self.step = engine.train_epoch(
+                model,
+                self.loader,
+                self.optimizer,
+                first_step=self.step,
+                accumulate=self.opt.accumulate,
+                schedule=self.schedule,
+                autocast=build.autocast(self.opt.amp, self.device),
+                scaler=self.scaler,
+                progress=self.progress,
+                stop=stop,
+            )
+        except ChildProcessError:  # from the loader, so between two steps
+            if parallel.world_size() == 1:  # the others are elsewhere and cannot help to save
+                self._save_within_epoch()
+            raise
+
+    def _save_within_epoch(self) -> None:
+        self.progress.check_finite(self.step)
+        self.save("current.pth")
 
     def _finish_epoch(self, epoch: int) -> None:
         self.progress.finish_epoch(self.step, epoch)
