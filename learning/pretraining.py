@@ -180,7 +180,7 @@ class Pretraining:
 
     def _evaluate(self, epoch: int) -> None:
         """k-NN accuracy of the encoder as it stands, in the log."""
-        results = build.knn_accuracy(self.opt, self.method.encoder, self.labelled, self.device)
+        results = build.knn_accuracy(self.opt, self.method.encoder, self.labelled, self.device, self.loader.bad)
         values = {f"{feature}_{name}": value for feature, result in results.items() for name, value in result.items()}
         self.run.record("knn", epoch=epoch, step=self.step, **values)
         backbone, head = values["backbone_top1"], values["head_top1"]
