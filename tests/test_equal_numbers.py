@@ -90,10 +90,7 @@ class Parts:
         self.make = {name: getattr(build, name) for name in ("method", "optimizer", "train_loader", "eval_loader")}
 
     def replaced(self):
-        loaders = {
-            name: lambda *of, make=make: Double(make(*of)) for name, make in self.make.items() if "loader" in name
-        }
-        return {"method": self.method, "optimizer": self.optimizer, **loaders}
+        return {name: getattr(self, name) for name in self.make}
 
     def method(self, *of):
         self.made = self.make["method"](*of).double()
@@ -126,9 +123,8 @@ def numbers(launching):
         parts, chunks = Parts(), 2 * (1 + ("--bn_splits" in line)) // processes
         norm = "" if contrast.parse(line.split())[0].sync_bn else f"--bn_splits {chunks}"
         with precision(torch.float64), mock.patch.multiple(build, **parts.replaced()):
-            run(
-                f"{line} {norm} --dataset npz --data_folder {place}/few.npz --knn_freq 2", place / name / str(processes)
-            )
+            line += f" {norm} --dataset npz --data_folder {place}/few.npz --knn_freq 2"
+            run(line, place / name / str(processes))
         kept = {"gradients": parts.gradients, "state": parts.made.state_dict()}
         torch.save(kept, place / name / f"{processes}-{parallel.rank()}.pth")
 
