@@ -3,6 +3,7 @@
 import math
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from learning import parallel
+from learning import checkpoint, parallel
 from learning.meters import Meters
 from learning.methods.base import StepOutput
 from learning.run import Run, SilentRun
@@ -46,13 +47,14 @@ class ScoreRecorder:
         state = self.state_dict()
         if parallel.is_main() and state is not None:
             arrays = {name: value.numpy() for name, value in state.items()}
-            scores.write_file(path, arrays.pop("rows"), **arrays, **scalars)
+            path.parent.mkdir(exist_ok=True)
+            checkpoint.write(path, partial(scores.write_file, rows=arrays.pop("rows"), **arrays, **scalars))
         self.parts, self.steps, self.past = [], [], None
 
 
 def _join_ranks(stacked: Tensor) -> Tensor:
     """(S, n, ...) per rank -> (S, world * n, ...): ranks hold consecutive rows of each global batch."""
-    return parallel.gather(stacked.transpose(0, 1).contiguous()).transpose(0, 1).cpu()
+    return parallel.gather(stacked.transpose(0, 1).contiguous()).transpose(0, 1).cpu().contiguous()
 
 
 def _check_finite(values: dict[str, float], step: int) -> None:
