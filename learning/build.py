@@ -14,7 +14,7 @@ from datasets import recipes, sources
 from datasets.colours import Colours
 from datasets.colours import colours as colour_space
 from datasets.loader import EvalLoader, TrainLoader
-from learning import parallel, weights
+from learning import checkpoint, parallel, weights
 from learning.evaluations import knn
 from learning.losses import NCE, Cosine, InfoNCE
 from learning.methods.bank import MemoryBank
@@ -387,7 +387,7 @@ def load_encoder(path: str, use_ema: bool) -> tuple[Encoder, dict[str, Any], lis
     Of another library's file that is the backbone alone, and only how to build it and to normalise images is known.
     """
     state = weights.read(path)
-    if not weights.is_ours(state):
+    if not checkpoint.is_ours(state):
         found = weights.trunk(path, state, use_ema=use_ema)
         return *weights.foreign_encoder(found, state), [str(found)]
     prefix = "momentum_encoder.encoder." if use_ema else "encoder."

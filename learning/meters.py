@@ -21,7 +21,7 @@ class Meters:
 
     def means(self) -> dict[str, float]:
         """Averages since the last read, over all ranks. One reduction and one copy to the host."""
-        return dict(zip(self.sums, (self._over_ranks() / self.count).tolist())) if self.count else {}
+        return dict(zip(self.sums, (self._each_rank().mean(0) / self.count).tolist())) if self.count else {}
 
     def read(self) -> dict[str, float]:
         """`means`, and start anew."""
@@ -32,13 +32,14 @@ class Meters:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to go on in the middle of an average."""
         return {
-            "sums": dict(zip(self.sums, self._over_ranks().cpu().unbind())) if self.count else {},
+            "sums": dict(zip(self.sums, self._each_rank().cpu().unbind(1))) if self.count else {},
             "count": self.count,
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
+        rows = {name: value.reshape(-1) for name, value in state["sums"].items()}  # a number each in older checkpoints
+        self.sums = {name: parallel.own_or_mean(value).to(device) for name, value in rows.items()}
         self.count = state["count"]
 
-    def _over_ranks(self) -> Tensor:
-        return parallel.all_mean(torch.stack(list(self.sums.values())))
+    def _each_rank(self) -> Tensor:
+        return parallel.each_rank(torch.stack(list(self.sums.values())))

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from learning import parallel
+from learning import checkpoint, parallel
 from learning.bad_images import BadImages
 from learning.meters import Meters
 from learning.methods.base import StepOutput
@@ -49,14 +50,15 @@ class ScoreRecorder:
         state = self.state_dict()
         if parallel.is_main() and state is not None:
             arrays = {name: value.numpy() for name, value in state.items()}
-            scores.write_file(path, arrays.pop("rows"), **arrays, **scalars)
+            path.parent.mkdir(exist_ok=True)
+            checkpoint.write(path, partial(scores.write_file, rows=arrays.pop("rows"), **arrays, **scalars))
         self.parts, self.steps, self.past = [], [], None
 
 
 def _join_ranks(stacked: Tensor) -> Tensor:
     """(S, parts, n, ...) per rank -> (S, parts * world * n, ...): ranks hold consecutive rows of each part."""
     whole = parallel.gather(stacked.flatten(0, 1).transpose(0, 1).contiguous()).transpose(0, 1)
-    return whole.reshape(len(stacked), -1, *whole.shape[2:]).cpu()
+    return whole.reshape(len(stacked), -1, *whole.shape[2:]).cpu().contiguous()
 
 
 def _check_finite(values: dict[str, float], step: int) -> None:

@@ -134,6 +134,9 @@ class ContrastOptions(shared.Shared):
 
     save_score: bool = option(False, "record statistics of the scores", group="run")
     pre_scores: bool = option(True, "record the scores before FT too", group="run")
+    save_every_steps: int = option(
+        0, "steps between checkpoints within an epoch; 0 for none", group="run", must=NOT_NEGATIVE
+    )
     knn_freq: int = option(0, "epochs between k-NN evaluations; 0 for none", group="run", must=NOT_NEGATIVE)
     dry_run: bool = option(False, "show what would happen, run two steps, leave nothing behind", group="run")
     exp_iter: int = option(-1, "number of this repetition, added to the name", group=_PUBLISHED)

@@ -110,13 +110,13 @@ def test_summary_averages_into_what_the_whole_would_give():
 
 def test_score_file_holds_named_columns_without_pickle(tmp_path):
     rows = np.random.default_rng(0).normal(size=(3, 4, 12)).astype(np.float32)
-    path = tmp_path / "scores" / "scores_0001.npz"
+    path = tmp_path / "scores_0001.npz"
     index, step = np.arange(12).reshape(3, 4), np.array([1, 2, 3])
-    scores.write_file(path, rows, index=index, step=step, epoch=1, queue_size=64, temperature=0.2)
+    with path.open("wb") as file:
+        scores.write_file(file, rows, index=index, step=step, epoch=1, queue_size=64, temperature=0.2)
     with np.load(path, allow_pickle=False) as file:
         assert set(file) == {*scores.COLUMNS, *(f"before_{c}" for c in scores.COLUMNS)} | {
             "step", "index", "epoch", "queue_size", "temperature",
         }  # fmt: skip
         np.testing.assert_array_equal(file["before_negative_var"], rows[..., 8])
         assert file["positive"].dtype == np.float32 and math.isclose(file["temperature"], 0.2)
-    assert [p.name for p in path.parent.iterdir()] == ["scores_0001.npz"]
