@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from learning import parallel
+from learning.guard import Guard
 from learning.progress import Progress
 
 
@@ -20,6 +21,7 @@ def train_epoch(
     schedule: Callable[[int], float],
     autocast: Callable[[], AbstractContextManager],
     scaler: torch.amp.GradScaler,
+    guard: Guard,
     progress: Progress,
     stop: Callable[[int], bool],
 ) -> int:
@@ -29,19 +31,24 @@ def train_epoch(
     progress.start_epoch(step)
     for batch in loader:
         progress.data_ready()
-        lr = schedule(step)
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] if group.get("fixed_lr") else lr
+        lr = _set_rate(optimizer, schedule(step))
+        guard.begin()
         with autocast():
             out = model(batch | {"step": step})
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(out.loss).backward()
         method.after_backward(step)
-        scaler.step(optimizer)
-        scaler.update()
+        out = guard.step(out, step, batch["index"])
         method.after_step(out, step)
+        guard.undo()
         progress.step_done(step, out, batch, lr)
         step += 1
         if stop(step):
             break
     return step
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] if group.get("fixed_lr") else lr
+    return lr

@@ -230,6 +230,11 @@ def any_rank(flag: bool) -> bool:
     return bool(all_sum(torch.tensor(float(flag), device=where)) > 0)
 
 
+def everywhere(flag: Tensor) -> Tensor:
+    """Whether `flag`, a scalar on the device, is true on every rank; the host does not wait for the answer."""
+    return gather(flag[None]).all()
+
+
 @torch.no_grad()
 def gather(x: Tensor) -> Tensor:
     """Concatenate `x` (n, ...) over ranks, without gradient; n is the same on every rank."""

@@ -12,6 +12,7 @@ import torch
 
 from datasets.sources import Source
 from learning import build, checkpoint, engine, parallel, resume
+from learning.guard import Guard, NotFinite
 from learning.host import keep_freed_memory
 from learning.interrupt import Interrupt
 from learning.progress import Progress
@@ -75,12 +76,14 @@ class Pretraining:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=opt.amp == "fp16")
         warmup = {"warmup_epochs": opt.warmup_epochs, "per": opt.schedule_per}
         self.schedule = build.schedule(opt, self.steps_per_epoch, **warmup)
+        self.guard = Guard(self.method, self.optimizer, self.scaler, stop=opt.on_nan == "stop")
         self.progress = Progress(
             epochs=opt.epochs,
             steps_per_epoch=self.steps_per_epoch,
             batch_size=opt.batch_size,
             print_freq=opt.print_freq,
             save_score=opt.save_score,
+            guard=self.guard,
         )
         self.begun = self.step = 0
         if state:
@@ -97,16 +100,34 @@ class Pretraining:
         return min(self.opt.stop_epoch or self.opt.epochs, self.opt.epochs)
 
     def train(self, stop: Callable[[int], bool]) -> None:
-        """Train to the end, or until `stop(step)` says so; save after every epoch and where it stops."""
+        """Train to the end, or until `stop(step)` says so; save after every epoch and where it stops.
+
+        FloatingPointError once no step counts any more, with the moment before that saved.
+        """
+        try:
+            self._train(stop)
+        except NotFinite as trouble:
+            raise FloatingPointError(f"{trouble}{self._preserve(trouble)}") from None
+        finally:
+            self.progress.bar.close()
+
+    def _train(self, stop: Callable[[int], bool]) -> None:
         model = parallel.wrap(self.method)
         for epoch in range(self.step // self.steps_per_epoch, self.last_epoch):
             self._train_epoch(model, epoch, stop)
             if self.step < (epoch + 1) * self.steps_per_epoch:
-                self.progress.check_finite(self.step)
                 self.save("current.pth")
                 break
             self._finish_epoch(epoch + 1)
-        self.progress.bar.close()
+
+    def _preserve(self, trouble: NotFinite) -> str:
+        """Save the last sound moment with what is known of the step after it; says how to go on."""
+        self.progress.rewind(trouble.step)
+        self.step, name = trouble.step, f"nonfinite_step_{trouble.step}.pth"
+        self.save(name, nonfinite={"values": trouble.values, "index": trouble.index})
+        parallel.broadcast_object(None)  # a process that ends may take the others with it: not while one is writing
+        rare = ", or leave such steps out with --on_nan skip" if self.opt.on_nan == "stop" else ""
+        return f"{rare}, and go on from the moment before with --resume {self.run.folder / name}"
 
     def _train_epoch(self, model: torch.nn.Module, epoch: int, stop: Callable[[int], bool]) -> None:
         self.loader.set_epoch(epoch, self.step - epoch * self.steps_per_epoch)
@@ -118,6 +139,7 @@ class Pretraining:
             schedule=self.schedule,
             autocast=build.autocast(self.opt.amp, self.device),
             scaler=self.scaler,
+            guard=self.guard,
             progress=self.progress,
             stop=stop,
         )
@@ -133,8 +155,12 @@ class Pretraining:
             self._evaluate(epoch)
             self.save("current.pth")  # again: the checkpoint knows how long the log is
 
-    def save(self, *names: str) -> None:
-        """Write a checkpoint of this moment, in the middle of an epoch too, under each of the names."""
+    def save(self, *names: str, **more: Any) -> None:
+        """Write a checkpoint of this moment, in the middle of an epoch too, under each of the names.
+
+        `more` goes into its position. NotFinite if steps that were made do not count.
+        """
+        self.guard.check()
         parallel.average_running_statistics(self.method)
         position = {
             "epoch": self.step // self.steps_per_epoch,
@@ -144,6 +170,7 @@ class Pretraining:
             "processes": parallel.world_size(),
             "log_bytes": self.run.log_bytes(),
             "progress": self.progress.state_dict(),
+            **more,
         }
         state = {
             "method": self.method.state_dict(),

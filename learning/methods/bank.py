@@ -58,4 +58,4 @@ class MemoryBank(Method):
         index, queries = out.writes
         index = parallel.gather(index)
         for bank, features in zip(self.banks, queries):
-            bank.write(index, parallel.gather(features.detach()))
+            bank.write(index, parallel.gather(features.detach()), out.ok)

@@ -53,5 +53,5 @@ class MoCo(Method):
         self.contrast.after_step(out)
         self.momentum_encoder.update(self.encoder, self.key_momentum(step))
         for queue, keys in zip(self.queues, out.writes):
-            queue.write(parallel.gather(keys))
+            queue.write(parallel.gather(keys), out.ok)
         out.stats["queue_fill"] = self.queues[0].fill()
