@@ -240,6 +240,11 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
+def everywhere(flag: Tensor) -> Tensor:
+    """Whether `flag`, a scalar on the device, is true on every rank; the host does not wait for the answer."""
+    return gather(flag[None]).all()
+
+
 @torch.no_grad()
 def gather(x: Tensor) -> Tensor:
     """Concatenate `x` (n, ...) over ranks, without gradient; n is the same on every rank."""

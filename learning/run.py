@@ -85,6 +85,10 @@ class Run:
         for path in list(checkpoint.numbered(self.folder, "step").values())[: -self.keep]:
             path.unlink()
 
+    def save_apart(self, name: str, state: dict[str, Any]) -> None:
+        """Write a checkpoint that is none of those a run goes on from by itself."""
+        checkpoint.save(self.folder / name, state)
+
     def written(self) -> dict[str, Any]:
         """How long the log and the event files are, for a checkpoint to count on: they are on the disk now."""
         self._flush()
@@ -107,6 +111,8 @@ class SilentRun:
     def write_text(self, name: str, text: str) -> None: ...
 
     def save(self, state: dict[str, Any], *, epoch: int | None) -> None: ...
+
+    def save_apart(self, name: str, state: dict[str, Any]) -> None: ...
 
     def written(self) -> dict[str, Any]:
         return {}
