@@ -12,6 +12,7 @@ import torch
 
 from datasets.sources import Source
 from learning import build, checkpoint, engine, parallel, resume
+from learning.bad_images import BadImages
 from learning.host import keep_freed_memory
 from learning.interrupt import Interrupt
 from learning.progress import Progress
@@ -67,7 +68,7 @@ class Pretraining:
         self.device = parallel.device(opt.device, opt.gpu)
         self.labelled = build.labelled_sources(opt, data) if opt.knn_freq else None
         self.loader = build.train_loader(opt, data, self.device)
-        self.steps_per_epoch = len(self.loader)
+        self.steps_per_epoch = len(self.loader) // opt.accumulate
         self.start = build.starting_trunk(opt) if opt.init and not state else None
         self.method = build.method(opt, self.steps_per_epoch, len(data), self.start).to(self.device)
         self.optimizer = build.optimizer(opt, self.method)
@@ -80,6 +81,7 @@ class Pretraining:
             batch_size=opt.batch_size,
             print_freq=opt.print_freq,
             save_score=opt.save_score,
+            bad_images=BadImages(self.loader.bad, data.images),
         )
         self.begun = self.step = 0
         self.fingerprint = data.fingerprint()
@@ -118,12 +120,13 @@ class Pretraining:
         return stop(step)
 
     def _train_epoch(self, model: torch.nn.Module, epoch: int, stop: Callable[[int], bool]) -> None:
-        self.loader.set_epoch(epoch, self.step - epoch * self.steps_per_epoch)
+        self.loader.set_epoch(epoch, (self.step - epoch * self.steps_per_epoch) * self.opt.accumulate)
         self.step = engine.train_epoch(
             model,
             self.loader,
             self.optimizer,
             first_step=self.step,
+            accumulate=self.opt.accumulate,
             schedule=self.schedule,
             autocast=build.autocast(self.opt.amp, self.device),
             scaler=self.scaler,
@@ -206,7 +209,7 @@ class Pretraining:
             return
         epoch = self.step // self.steps_per_epoch
         with parallel.averaged_running_statistics(self.method):
-            results = build.knn_accuracy(self.opt, self.method.encoder, self.labelled, self.device)
+            results = build.knn_accuracy(self.opt, self.method.encoder, self.labelled, self.device, self.loader.bad)
         values = {f"{feature}_{name}": value for feature, result in results.items() for name, value in result.items()}
         self.run.record("knn", epoch=epoch, step=self.step, **values)
         backbone, head = values["backbone_top1"], values["head_top1"]

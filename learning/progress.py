@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from learning import checkpoint, parallel
+from learning.bad_images import BadImages
 from learning.meters import Meters
 from learning.methods.base import StepOutput
 from learning.run import Run, SilentRun
@@ -26,8 +28,9 @@ class ScoreRecorder:
         self.steps: list[int] = []
         self.past: dict[str, Tensor] | None = None  # all ranks' rows from before a resume
 
-    def add(self, step: int, rows: Tensor, index: Tensor) -> None:
-        self.parts.append((rows, index))
+    def add(self, step: int, rows: Tensor, index: Sequence[Tensor]) -> None:
+        """rows (n, C) of a step, and of each of its parts the images' numbers, together (n,)."""
+        self.parts.append((rows.unflatten(0, (len(index), -1)), torch.stack([*index])))
         self.steps.append(step + 1)
 
     def state_dict(self) -> dict[str, Tensor] | None:
@@ -53,8 +56,9 @@ class ScoreRecorder:
 
 
 def _join_ranks(stacked: Tensor) -> Tensor:
-    """(S, n, ...) per rank -> (S, world * n, ...): ranks hold consecutive rows of each global batch."""
-    return parallel.gather(stacked.transpose(0, 1).contiguous()).transpose(0, 1).cpu().contiguous()
+    """(S, parts, n, ...) per rank -> (S, parts * world * n, ...): ranks hold consecutive rows of each part."""
+    whole = parallel.gather(stacked.flatten(0, 1).transpose(0, 1).contiguous()).transpose(0, 1)
+    return whole.reshape(len(stacked), -1, *whole.shape[2:]).cpu().contiguous()
 
 
 def _check_finite(values: dict[str, float], step: int) -> None:
@@ -89,11 +93,13 @@ class Progress:
         batch_size: int,
         print_freq: int,
         save_score: bool,
+        bad_images: BadImages,
     ):
         self.print_freq, self.batch_size = print_freq, batch_size
         self.steps_per_epoch, self.total = steps_per_epoch, epochs * steps_per_epoch
         self.window, self.epoch = Meters(), Meters()
         self.scores = ScoreRecorder() if save_score else None
+        self.bad_images = bad_images
         silent = None if parallel.is_main() else True  # None: where there is no terminal
         self.bar = tqdm(total=self.total, disable=silent, unit=" images", unit_scale=batch_size, dynamic_ncols=True)
 
@@ -107,11 +113,12 @@ class Progress:
         """The next batch has arrived: what has passed since the last step was waiting for data."""
         self.waited += time.perf_counter() - self.idle_since
 
-    def step_done(self, step: int, out: StepOutput, batch: dict[str, Any], lr: float) -> None:
+    def step_done(self, step: int, out: StepOutput, index: Sequence[Tensor], lr: float) -> None:
+        """`index`: the numbers of the images, for each part of the batch."""
         for meters in (self.window, self.epoch):
             meters.add(out.stats)
         if self.scores is not None:
-            self.scores.add(step, out.scores, batch["index"])
+            self.scores.add(step, out.scores, index)
         self.bar.update()
         if (step + 1) % self.print_freq == 0:
             self._log_line(step + 1, lr)
@@ -119,7 +126,7 @@ class Progress:
 
     def finish_epoch(self, step: int, epoch: int) -> None:
         """Record and show the epoch's averages."""
-        values = scores.derived(self.epoch.read())
+        values = scores.derived(self.epoch.read()) | self.bad_images.count(self.run)
         _check_finite(values, step)
         self.run.record("epoch", epoch=epoch, step=step, **values)
         minutes = (time.perf_counter() - self.epoch_clock) / 60
@@ -133,7 +140,7 @@ class Progress:
         _check_finite(self.epoch.means(), step)
 
     def _log_line(self, step: int, lr: float) -> None:
-        values = scores.derived(self.window.read())
+        values = scores.derived(self.window.read()) | self.bad_images.count(self.run)
         seconds, steps = time.perf_counter() - self.clock, step - self.clock_step
         speed = {"images_per_second": steps * self.batch_size / seconds, "data_wait": self.waited / seconds}
         self.run.record("step", epoch=self._epoch(step), step=step, **values, learning_rate=lr, **speed)
@@ -155,10 +162,12 @@ class Progress:
 
     def state_dict(self) -> dict[str, Any]:
         recorded = self.scores.state_dict() if self.scores is not None else None
-        return {"window": self.window.state_dict(), "epoch": self.epoch.state_dict(), "scores": recorded}
+        averages = {"window": self.window.state_dict(), "epoch": self.epoch.state_dict()}
+        return averages | {"scores": recorded, "bad_images": self.bad_images.state_dict(self.run)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self.window.load_state_dict(state["window"], device)
         self.epoch.load_state_dict(state["epoch"], device)
         if self.scores is not None:
             self.scores.past = state["scores"]
+        self.bad_images.load_state_dict(state.get("bad_images", {}))

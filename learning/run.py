@@ -69,8 +69,11 @@ class Run:
             self._scalar(name if kind == "epoch" else f"{kind}/{name}", value, epoch if kind == "epoch" else step)
 
     def write_json(self, name: str, content: Any) -> None:
-        text = json.dumps(content, indent=2) + "\n"
-        checkpoint.write(self.folder / name, lambda file: file.write(text.encode()))
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        content = text.encode(errors="surrogateescape")  # names of files need not be UTF-8
+        checkpoint.write(self.folder / name, lambda file: file.write(content))
 
     def save(self, state: dict[str, Any], *, epoch: int | None) -> None:
         """Write a checkpoint, at the end of an `epoch` or within one (None). current.pth is always the newest."""
@@ -100,6 +103,8 @@ class SilentRun:
     def record(self, kind: str, *, epoch: int, step: int, **values: float) -> None: ...
 
     def write_json(self, name: str, content: Any) -> None: ...
+
+    def write_text(self, name: str, text: str) -> None: ...
 
     def save(self, state: dict[str, Any], *, epoch: int | None) -> None: ...
 

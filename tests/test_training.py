@@ -300,12 +300,36 @@ def test_every_preset_trains_with_and_without_ft(method, ft):
         torch.testing.assert_close(p, momentum * before[f"encoder.{name}"] + (1 - momentum) * query)
 
 
-def test_keys_are_shuffled_for_batch_norm_and_put_back(monkeypatch):
+def test_keys_are_shuffled_for_batch_norm_and_put_back():
     training = objects()
     training.method.eval()  # then the order cannot matter
-    batch = next(iter(training.loader))
+    batch, straight = next(iter(training.loader)), objects("--mem batch")
+    assert not torch.equal(batch["order"], torch.arange(16))
     out = training.method(batch | {"step": 0})
-    torch.testing.assert_close(out.writes[0], training.method.momentum_encoder(batch["key"])[0])
+    keys = next(iter(straight.loader))["key"]
+    assert torch.equal(batch["key"], keys[batch["order"]])
+    torch.testing.assert_close(out.writes[0], training.method.momentum_encoder(keys)[0])
+
+
+@pytest.mark.parametrize("mem", ["bank", "moco"])
+def test_a_batch_may_be_seen_in_parts(tmp_path, monkeypatch, mem):
+    """Images in the same order, exact resume; and for queries parts are what chunks of batch norm are."""
+    shared = f"--mem {mem} --ft_neg interpolate --epochs 2 --lr 1e-3 --print_freq 1"
+    in_parts = f"{shared} --accumulate 2 --bn_splits 1"
+    whole, parts = train(tmp_path / "whole", shared, "--bn_splits 2"), train(tmp_path / "parts", in_parts)
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupt, "__call__", lambda self, step: step == 2)
+        stopped = train(tmp_path / "stopped", in_parts)
+    train(tmp_path / "stopped", in_parts, "--resume", str(stopped))
+    assert_same_run(stopped, parts)
+    with np.load(whole / "scores/scores_0002.npz") as x, np.load(parts / "scores/scores_0002.npz") as y:
+        assert np.array_equal(x["index"], y["index"]) and np.array_equal(x["step"], y["step"])
+        if mem == "bank":  # keys are dealt within their part
+            np.testing.assert_allclose(x["positive"], y["positive"], atol=1e-5)
+    one, other = (checkpoint.load(folder)["method"] for folder in (whole, parts))
+    for name in (name for name in one if name.startswith(("encoder", "banks")) and "running" not in name):
+        if mem == "bank" and "num_batches" not in name:
+            torch.testing.assert_close(other[name], one[name], atol=1e-5, rtol=1e-4)
 
 
 def launched(tmp_path, name, launcher, *flags):

@@ -25,8 +25,22 @@ class StepOutput:
     loss: Tensor
     stats: dict[str, Tensor]
     scores: Tensor
-    writes: Any = None
+    writes: Sequence[Tensor] | None = None  # of all processes, row by row
     constants: Tensor | None = None  # NCE's, as this batch estimates them
+
+    @staticmethod
+    def joined(parts: Sequence["StepOutput"]) -> "StepOutput":
+        """One output of a step whose batch came in `parts` of equal size: rows in turn, and means of the rest."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        return StepOutput(
+            torch.stack([out.loss for out in parts]).mean(),
+            {name: torch.stack([out.stats[name] for out in parts]).mean(0) for name in first.stats},
+            torch.cat([out.scores for out in parts]),
+            first.writes and [torch.cat(rows) for rows in zip(*(out.writes for out in parts))],
+            None if first.constants is None else torch.stack([out.constants for out in parts]).mean(0),
+        )
 
 
 class Method(nn.Module, abc.ABC):
