@@ -119,6 +119,7 @@ class EvalLoader:
 
     Rank r gets the r-th of world_size consecutive shards, whose sizes differ by one at most; batch_size is the number
     of images per batch of this process. A batch holds index, label (where the source has labels) and the views.
+    `replace_bad` and `bad` are as in TrainLoader.
     """
 
     def __init__(
@@ -131,10 +132,12 @@ class EvalLoader:
         world_size: int = 1,
         num_workers: int = 0,
         device: torch.device | str = "cpu",
+        replace_bad: bool = False,
     ):
         start, stop = (len(source) * r // world_size for r in (rank, rank + 1))
         self.sampler = _InOrder(start, stop, batch_size)
-        self.feed = _feed(source, _Views(recipe), self.sampler, num_workers, torch.device(device))
+        self.feed = _feed(source, _Views(recipe), self.sampler, num_workers, torch.device(device), replace_bad)
+        self.bad = self.feed.bad
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -313,7 +316,7 @@ def _feed(
     sampler: KeyedSampler | _InOrder,
     num_workers: int,
     device: torch.device,
-    replace_bad: bool = False,
+    replace_bad: bool,
 ):
     if source.in_memory:
         return _Memory(source, views, sampler, device)

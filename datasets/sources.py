@@ -65,6 +65,18 @@ class Source:
         rank[order] = torch.arange(len(self)) - (sizes.cumsum(0) - sizes)[labels[order]]
         return rank < (fraction * sizes.double()).round().clamp(min=1)[labels]
 
+    def fingerprint(self) -> int:
+        """CRC-32 of what sample numbers mean: pixels or paths, and labels. Files are not opened.
+
+        Paths count from the folder that all have in common, so the same files elsewhere have the same fingerprint.
+        """
+        if self.in_memory:
+            content = self.images.numpy()
+        else:
+            common = len(os.path.dirname(os.path.commonprefix(self.images)))
+            content = os.fsencode("\0".join(path[common:] for path in self.images))
+        return zlib.crc32(b"" if self.labels is None else self.labels.numpy(), zlib.crc32(content))
+
     def _identities(self, root: Path) -> Tensor:
         if self.in_memory:
             return torch.arange(len(self))

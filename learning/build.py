@@ -14,7 +14,7 @@ from datasets import recipes, sources
 from datasets.colours import Colours
 from datasets.colours import colours as colour_space
 from datasets.loader import EvalLoader, TrainLoader
-from learning import parallel, weights
+from learning import checkpoint, parallel, weights
 from learning.evaluations import knn
 from learning.losses import NCE, Cosine, InfoNCE
 from learning.methods.bank import MemoryBank
@@ -346,7 +346,9 @@ def autocast(amp: str, device: torch.device) -> partial[AbstractContextManager]:
     return partial(torch.autocast, device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
 
 
-def eval_loader(opt, data: sources.Source, device: torch.device, seen: Colours) -> EvalLoader:
+def eval_loader(
+    opt, data: sources.Source, device: torch.device, seen: Colours, replace_bad: bool = False
+) -> EvalLoader:
     """Every image of `data` once, under the test view."""
     return EvalLoader(
         data,
@@ -355,17 +357,28 @@ def eval_loader(opt, data: sources.Source, device: torch.device, seen: Colours) 
         **parallel.share(),
         num_workers=workers(opt),
         device=device,
+        replace_bad=replace_bad,
     )
 
 
 def knn_accuracy(
-    opt: ContrastOptions, network: Encoder, images: tuple[sources.Source, sources.Source], device: torch.device
+    opt: ContrastOptions,
+    network: Encoder,
+    images: tuple[sources.Source, sources.Source],
+    device: torch.device,
+    bad: dict[str, str],
 ) -> dict[str, dict[str, float]]:
-    """k-NN top-1 and top-5 of an encoder in training, on the backbone and on the head output."""
-    seen = colours(dataclasses.asdict(opt), images[0])
-    loaders = (eval_loader(opt, source, device, seen) for source in images)
+    """k-NN top-1 and top-5 of an encoder in training, on the backbone and on the head output.
+
+    It ends no training: images that cannot be read are replaced as there, and added to `bad`.
+    """
+    seen, replace_bad = colours(dataclasses.asdict(opt), images[0]), opt.on_bad_image == "skip"
+    loaders = [eval_loader(opt, source, device, seen, replace_bad) for source in images]
     n_class, precision = len(images[0].classes), autocast(opt.amp, device)
-    return knn.evaluate(network, *loaders, k=200, temperature=0.1, n_class=n_class, autocast=precision)
+    results = knn.evaluate(network, *loaders, k=200, temperature=0.1, n_class=n_class, autocast=precision)
+    for loader in loaders:
+        bad |= loader.bad
+    return results
 
 
 def load_encoder(path: str, use_ema: bool) -> tuple[Encoder, dict[str, Any], list[str]]:
@@ -374,7 +387,7 @@ def load_encoder(path: str, use_ema: bool) -> tuple[Encoder, dict[str, Any], lis
     Of another library's file that is the backbone alone, and only how to build it and to normalise images is known.
     """
     state = weights.read(path)
-    if not weights.is_ours(state):
+    if not checkpoint.is_ours(state):
         found = weights.trunk(path, state, use_ema=use_ema)
         return *weights.foreign_encoder(found, state), [str(found)]
     prefix = "momentum_encoder.encoder." if use_ema else "encoder."

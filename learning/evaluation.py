@@ -32,15 +32,17 @@ LARGE = 4e9  # bytes of features that are worth a word
 def evaluate(opt: LinearOptions, *, origins: dict[str, str], notes: list[str]) -> None:
     """On every process. `origins` tells where each option's value came from. Writes results.json."""
     keep_freed_memory()
-    opt = dataclasses.replace(opt, ckpt=opt.ckpt and str(checkpoint.locate(opt.ckpt)))
+    if opt.ckpt:
+        path, remarks = parallel.on_main(lambda: checkpoint.locate(opt.ckpt))
+        opt, notes = dataclasses.replace(opt, ckpt=str(path)), [*notes, *remarks]
     get_encoder, trained, remarks = subject.encoder(opt)
-    notes = [*notes, *remarks]
     opt, taken = subject.complete(opt, trained)
-    found = parallel.on_main(lambda: resume.find(opt)) if opt.eval == "linear" else None
-    state = _stored(found, opt) if found else None
+    found = parallel.on_main(lambda: resume.find(opt)) if opt.eval == "linear" else resume.Found()
+    notes = [*notes, *remarks, *found.notes]
+    state = _stored(found.path, opt) if found.path else None
     if state:
         opt, adopted, changes = resume.adopt(opt, origins, state["options"])
-        taken, notes = taken | adopted, [*notes, f"going on from {found}", *changes]
+        taken, notes = taken | adopted, [*notes, f"going on from {found.path}", *changes]
     opt, rules = build.settle(opt)
     images, network = subject.images(opt, trained), get_encoder(opt.seed)
     origins = origins | taken | rules
@@ -80,14 +82,14 @@ def _run_name(opt: LinearOptions, last: str) -> str:
     if opt.ckpt is None:
         return f"Scratch_{kind}"
     path = Path(opt.ckpt).resolve()
-    ours = path.name == "current.pth" or path.name.startswith("ckpt_epoch_")
+    ours = path in checkpoint.newest_first(path.parent)
     return f"{path.parent.name if ours else path.name.split('.')[0]}_{kind}"
 
 
 class Evaluation:
     """`opt` has no automatic value left. `images` are the training and the test images.
 
-    `open_run` takes the bytes that writing a checkpoint needs and is called last: a mistake leaves no folder behind.
+    `open_run` takes the bytes of a checkpoint and is called last: a mistake leaves no folder behind.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class Evaluation:
         picture = torch.zeros(1, 3, opt.input_res, opt.input_res, device=self.device)
         self.dim = self._features(picture).shape[1]
         weights_and_momentum = 8 * self.dim * self.n_class
-        self.run = open_run(2 * weights_and_momentum)
+        self.run = open_run(weights_and_momentum)
 
     def describe(self, notes: list[str], network: str) -> Iterator[str]:
         """What will happen to which `network` and where, in a few lines."""
@@ -178,13 +180,9 @@ class Evaluation:
             f"epoch {epoch}/{self.opt.epochs}  train top-1 {results['train_acc']:.2f} %  test top-1 "
             f"{results['test_acc']:.2f} %  top-5 {results['test_acc5']:.2f} %  test loss {results['test_loss']:.4f}"
         )
-        names = ["current.pth"]
-        if self.opt.save_freq and epoch % self.opt.save_freq == 0:
-            names.append(f"ckpt_epoch_{epoch}.pth")
-        position = {"epoch": epoch, "step": step, "log_bytes": self.run.log_bytes(), "encoder": self.fingerprint}
+        position = {"epoch": epoch, "step": step, "encoder": self.fingerprint, **self.run.written()}
         state = probe.state_dict() | {"position": position, "options": dataclasses.asdict(self.opt)}
-        for name in names:
-            self.run.save(name, state)
+        self.run.save(state, epoch=epoch)
 
     def _check_encoder(self, state: dict[str, Any]) -> None:
         if state["position"]["encoder"] != self.fingerprint:

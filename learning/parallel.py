@@ -365,6 +365,11 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
+def everywhere(flag: Tensor) -> Tensor:
+    """Whether `flag`, a scalar on the device, is true on every rank; the host does not wait for the answer."""
+    return gather(flag[None]).all()
+
+
 @torch.no_grad()
 def gather(x: Tensor) -> Tensor:
     """Concatenate `x` (n, ...) over ranks, without gradient; n is the same on every rank."""
@@ -447,16 +452,40 @@ def all_mean(x: Tensor) -> Tensor:
     return all_sum(x).div_(world_size()) if world_size() > 1 else x
 
 
-def average_running_statistics(module: nn.Module) -> None:
-    """Give every rank the mean of all ranks' batch-norm running statistics.
+def each_rank(x: Tensor) -> Tensor:
+    """Every rank's `x`, a row each."""
+    return gather(x[None])
 
-    They are linear in what each rank has seen, so averaging before they are used equals averaging every step.
+
+def own_or_mean(rows: Tensor) -> Tensor:
+    """This rank's row of `each_rank`; the mean where the rows are of another number of ranks."""
+    return rows[rank()] if len(rows) == world_size() else rows.mean(0)
+
+
+@contextmanager
+def averaged_running_statistics(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, every rank has the mean of all ranks' batch-norm running statistics. Yields `each_rank` of its own.
+
+    They are linear in what each rank has seen, so averaging before they are used equals averaging every step. Outside,
+    each rank goes on with its own: when somebody looks changes nothing, not even by rounding.
     """
-    if world_size() == 1:
-        return
-    for name, buffer in module.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            all_mean(buffer)
+    buffers = _running_statistics(module)
+    own = [buffer.clone() for buffer in buffers]
+    for buffer in buffers:
+        all_mean(buffer)
+    yield [each_rank(x) for x in own]
+    for buffer, x in zip(buffers, own):
+        buffer.copy_(x)
+
+
+def set_running_statistics(module: nn.Module, rows: list[Tensor]) -> None:
+    """Give every rank its own statistics back, where `rows` (of `averaged_running_statistics`) has them."""
+    for buffer, x in zip(_running_statistics(module), rows):
+        buffer.copy_(own_or_mean(x))
+
+
+def _running_statistics(module: nn.Module) -> list[Tensor]:
+    return [x for name, x in module.named_buffers() if name.endswith(("running_mean", "running_var"))]
 
 
 def deal(x: Tensor, order: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ import torch
 from datasets.sources import Source
 from learning import build, checkpoint, engine, parallel, resume
 from learning.bad_images import BadImages
+from learning.guard import Guard, NotFinite
 from learning.host import keep_freed_memory
 from learning.interrupt import Interrupt
 from learning.progress import Progress
-from learning.run import Run, SilentRun, environment, open_folder, rehearse_folder
+from learning.run import Run, SilentRun, environment, numerics, open_folder, rehearse_folder
 from options import base
 from options.contrast import ContrastOptions
 
@@ -28,13 +29,12 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
     """
     keep_freed_memory()
     found = parallel.on_main(lambda: resume.find(opt))
-    state = checkpoint.load(found) if found else None
+    state = checkpoint.load(found.path) if found.path else None
+    notes = [*notes, *found.notes]
     if state:
         opt, adopted, changes = resume.adopt(opt, origins, state["options"])
         opt.validate()
-        origins, notes = origins | adopted, [*notes, f"going on from {found}", *changes]
-    elif opt.resume:
-        notes = [*notes, f"no run below {opt.model_path} has these options: starting anew"]
+        origins, notes = origins | adopted, [*notes, f"going on from {found.path}", *changes]
     data = build.source(opt, "train")
     opt, rules = build.resolve(opt, origins, n_data=len(data), trained_with=state)
     open_run = partial(rehearse_folder if opt.dry_run else open_folder, opt, found, state, build.run_name(opt))
@@ -58,8 +58,8 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
 class Pretraining:
     """`opt` has no automatic value left (`build.resolve`). Weights, order and augmentation follow from `opt.seed`.
 
-    Goes on where `state` (of `save`) was written, if given. `open_run` takes the bytes that writing a checkpoint needs;
-    it is called once everything else has been made, so that a mistake in the options leaves no folder behind.
+    Goes on where `state` (of `save`) was written, if given. `open_run` takes the bytes of a checkpoint; it is
+    called once everything else has been made, so that a mistake in the options leaves no folder behind.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Pretraining:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=opt.amp == "fp16")
         warmup = {"warmup_epochs": opt.warmup_epochs, "per": opt.schedule_per}
         self.schedule = build.schedule(opt, self.steps_per_epoch, **warmup)
+        self.guard = Guard(self.method, self.optimizer, self.scaler, stop=opt.on_nan == "stop")
         self.progress = Progress(
             epochs=opt.epochs,
             steps_per_epoch=self.steps_per_epoch,
@@ -87,11 +88,14 @@ class Pretraining:
             print_freq=opt.print_freq,
             save_score=opt.save_score,
             bad_images=BadImages(self.loader.bad, data.images),
+            guard=self.guard,
         )
         self.begun = self.step = 0
+        self.fingerprint = data.fingerprint()
+        self.knn_due, self.changed, self.statistics = False, [], []
         if state:
             self.restore(state)
-        self.run = self.progress.run = open_run(2 * self.checkpoint_bytes())  # a new one is written beside the old
+        self.run = self.progress.run = open_run(self.checkpoint_bytes())
 
     def checkpoint_bytes(self) -> int:
         """What a checkpoint takes: the method's tensors, and a momentum for every trained weight."""
@@ -108,76 +112,104 @@ class Pretraining:
         return self.step < self.last_epoch * self.steps_per_epoch
 
     def train(self, stop: Callable[[int], bool]) -> None:
-        """Train to the end, or until `stop(step)` says so; save after every epoch and where it stops."""
+        """Train to the end, or until `stop(step)` says so; save after every epoch and where it stops.
+
+        FloatingPointError once no step counts any more, with the moment before that saved.
+        """
+        try:
+            self._train(stop)
+        except NotFinite as trouble:
+            raise FloatingPointError(f"{trouble}{self._preserve(trouble)}") from None
+        except ChildProcessError:  # from the loader, so between two steps
+            if parallel.world_size() == 1:  # others are elsewhere and cannot help to save
+                self.save()
+            raise
+        finally:
+            self.progress.bar.close()
+
+    def _train(self, stop: Callable[[int], bool]) -> None:
         model = parallel.wrap(self.method)
+        parallel.set_running_statistics(self.method, self.statistics)
+        self._evaluate()
         for epoch in range(self.step // self.steps_per_epoch, self.last_epoch):
             self._train_epoch(model, epoch, partial(self._between_steps, stop))
             if self.step < (epoch + 1) * self.steps_per_epoch:
-                self._save_within_epoch()
+                self.save()
                 break
             self._finish_epoch(epoch + 1)
-        self.progress.bar.close()
+
+    def _preserve(self, trouble: NotFinite) -> str:
+        """Save the last sound moment with what is known of the step after it; says how to go on."""
+        self.progress.rewind(trouble.step)
+        self.step, name = trouble.step, f"nonfinite_step_{trouble.step}.pth"
+        nonfinite = {"values": trouble.values, "index": trouble.index}
+        self._write(partial(self.run.save_apart, name), nonfinite=nonfinite)
+        parallel.broadcast_object(None)  # a process that ends may take the others with it: not while one is writing
+        rare = ", or leave such steps out with --on_nan skip" if self.opt.on_nan == "stop" else ""
+        return f"{rare}, and go on from the moment before with --resume {self.run.folder / name}"
 
     def _between_steps(self, stop: Callable[[int], bool], step: int) -> bool:
-        self.step = step
+        """Save where --save_every_steps says so; at the end of an epoch `train` will. Then what `stop` says."""
+        self.step, every = step, self.opt.save_every_steps
+        if every and step % every == 0 and step % self.steps_per_epoch:
+            self.save()
         return stop(step)
 
     def _train_epoch(self, model: torch.nn.Module, epoch: int, stop: Callable[[int], bool]) -> None:
         self.loader.set_epoch(epoch, (self.step - epoch * self.steps_per_epoch) * self.opt.accumulate)
-        try:
-            self.step = engine.train_epoch(
-                model,
-                self.loader,
-                self.optimizer,
-                first_step=self.step,
-                accumulate=self.opt.accumulate,
-                schedule=self.schedule,
-                autocast=build.autocast(self.opt.amp, self.device),
-                scaler=self.scaler,
-                progress=self.progress,
-                stop=stop,
-            )
-        except ChildProcessError:  # from the loader, so between two steps
-            if parallel.world_size() == 1:  # the others are elsewhere and cannot help to save
-                self._save_within_epoch()
-            raise
-
-    def _save_within_epoch(self) -> None:
-        self.progress.check_finite(self.step)
-        self.save("current.pth")
+        self.step = engine.train_epoch(
+            model,
+            self.loader,
+            self.optimizer,
+            first_step=self.step,
+            accumulate=self.opt.accumulate,
+            schedule=self.schedule,
+            autocast=build.autocast(self.opt.amp, self.device),
+            scaler=self.scaler,
+            guard=self.guard,
+            progress=self.progress,
+            stop=stop,
+        )
 
     def _finish_epoch(self, epoch: int) -> None:
         self.progress.finish_epoch(self.step, epoch)
         if self.progress.scores is not None:
             scalars = {"epoch": epoch, "queue_size": self.opt.queue_size, "temperature": self.opt.temperature}
             self.progress.scores.write(self.run.folder / "scores" / f"scores_{epoch:04}.npz", **scalars)
-        keep = self.opt.save_freq and epoch % self.opt.save_freq == 0
-        self.save("current.pth", *([f"ckpt_epoch_{epoch}.pth"] if keep else []))
-        if self.opt.knn_freq and epoch % self.opt.knn_freq == 0:
-            self._evaluate(epoch)
-            self.save("current.pth")  # again: the checkpoint knows how long the log is
+        self.knn_due = bool(self.opt.knn_freq) and epoch % self.opt.knn_freq == 0
+        self.save()
+        self._evaluate()
 
-    def save(self, *names: str) -> None:
-        """Write a checkpoint of this moment, in the middle of an epoch too, under each of the names."""
-        parallel.average_running_statistics(self.method)
-        position = {
-            "epoch": self.step // self.steps_per_epoch,
-            "step": self.step,
-            "steps_per_epoch": self.steps_per_epoch,
-            "images": len(self.data),
-            "processes": parallel.world_size(),
-            "log_bytes": self.run.log_bytes(),
-            "progress": self.progress.state_dict(),
-        }
-        state = {
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "position": position,
-            "options": dataclasses.asdict(self.opt) | {"mean": self.data.mean, "std": self.data.std},
-        }
-        for name in names:
-            self.run.save(name, state)
+    def save(self) -> None:
+        """Write a checkpoint of this moment, within an epoch too. NotFinite if its last steps do not count."""
+        self.guard.check()
+        epoch, beyond = divmod(self.step, self.steps_per_epoch)
+        self._write(partial(self.run.save, epoch=None if beyond else epoch))
+
+    def _write(self, write: Callable[[dict[str, Any]], None], **more: Any) -> None:
+        """Let `write` have all there is to go on with; `more` goes into its position."""
+        with parallel.averaged_running_statistics(self.method) as statistics:
+            position = {
+                "epoch": self.step // self.steps_per_epoch,
+                "step": self.step,
+                "steps_per_epoch": self.steps_per_epoch,
+                "images": len(self.data),
+                "fingerprint": self.fingerprint,
+                "knn_due": self.knn_due,
+                **numerics(),
+                "statistics": statistics,
+                "progress": self.progress.state_dict(),
+                **self.run.written(),
+                **more,
+            }
+            state = {
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "position": position,
+                "options": dataclasses.asdict(self.opt) | {"mean": self.data.mean, "std": self.data.std},
+            }
+            write(state)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` (of `save`) was written."""
@@ -188,6 +220,15 @@ class Pretraining:
                 f"The checkpoint is of {images} images in {steps} steps per epoch, this run has {len(self.data)} in "
                 f"{self.steps_per_epoch}: resume with the same --batch_size and data."
             )
+        if position.get("fingerprint", self.fingerprint) != self.fingerprint:
+            raise ValueError(
+                f"These are {len(self.data)} images too, but not the checkpoint's: give --data_folder as it was, or "
+                "begin a new run on them, with --init to keep the backbone."
+            )
+        now = numerics()
+        self.changed = [f"{name} {x} (before {y})" for name, x in now.items() if (y := position.get(name, x)) != x]
+        self.statistics = position.get("statistics", [])
+        self.knn_due = position.get("knn_due", False) and bool(self.opt.knn_freq)
         self.method.load_state_dict(state["method"])
         names = "lr", "momentum", "weight_decay", "fixed_lr"
         wanted = [{name: x for name, x in group.items() if name in names} for group in self.optimizer.param_groups]
@@ -199,13 +240,21 @@ class Pretraining:
         self.progress.load_state_dict(position["progress"], self.device)
         self.begun = self.step = position["step"]
 
-    def _evaluate(self, epoch: int) -> None:
-        """k-NN accuracy of the encoder as it stands, in the log."""
-        results = build.knn_accuracy(self.opt, self.method.encoder, self.labelled, self.device)
+    def _evaluate(self) -> None:
+        """If it is due, k-NN accuracy of the encoder as it stands, in the log. A checkpoint without it comes before,
+        because it may take long or fail, and one with it after.
+        """
+        if not self.knn_due:
+            return
+        epoch = self.step // self.steps_per_epoch
+        with parallel.averaged_running_statistics(self.method):
+            results = build.knn_accuracy(self.opt, self.method.encoder, self.labelled, self.device, self.loader.bad)
         values = {f"{feature}_{name}": value for feature, result in results.items() for name, value in result.items()}
         self.run.record("knn", epoch=epoch, step=self.step, **values)
         backbone, head = values["backbone_top1"], values["head_top1"]
         self.run.log(f"epoch {epoch}  k-NN top-1: backbone {backbone:.2f} %, head output {head:.2f} %")
+        self.knn_due = False
+        self.save()
 
     def describe(self, notes: list[str], rules: dict[str, str]) -> Iterator[str]:
         """What will happen where, in a few lines; `rules` names the options that were chosen automatically."""
@@ -223,6 +272,11 @@ class Pretraining:
     def warnings(self) -> Iterator[str]:
         """What works, but hardly as it was meant."""
         opt = self.opt
+        if self.changed:
+            yield (
+                f"going on with {', '.join(self.changed)}: sums are taken in another order, so that results come close "
+                "to those of a run without a pause, but not bit for bit"
+            )
         if opt.mem == "moco" and opt.bn_splits == parallel.world_size() == 1:
             yield "batch norm sees the whole batch, which can give the match away; --bn_splits splits it"
         if self.start and self.start.view not in (None, opt.view):

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from learning import checkpoint
+from learning import checkpoint, lock
 
 Options = TypeVar("Options")
 
@@ -20,6 +21,8 @@ HOUSEKEEPING = frozenset(
         "exp_iter",
         "print_freq",
         "save_freq",
+        "save_every_steps",
+        "keep",
         "knn_freq",
         "stop_epoch",
         "dry_run",
@@ -60,14 +63,52 @@ TYPED = ("command line", "published", "implied")  # how the sources of what a us
 AUTOMATIC = (None, "auto")
 
 
-def find(opt: Any) -> Path | None:
-    """The checkpoint that `opt.resume` asks for: '' none, a path that one, 'auto' the newest of an equal run if any."""
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint to go on from, if any: `in_place` in the run folder it lies in, else in a new one."""
+
+    path: Path | None = None
+    in_place: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def find(opt: Any) -> Found:
+    """What `opt.resume` asks for: a checkpoint, a run's newest sound one, or (auto) that of the newest equal run.
+
+    A run to be gone on with is held (`lock`) before it is looked at: ValueError if another process writes to it, or
+    if a run has no sound checkpoint. With auto there may be no run.
+    """
     if not opt.resume:
-        return None
+        return Found()
     if opt.resume != "auto":
-        return checkpoint.locate(opt.resume)
-    runs = sorted(Path(opt.model_path).glob("*/current.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return next((path for path in runs if opt.name in (None, path.parent.name) and _equal(path.parent, opt)), None)
+        return _take(Path(opt.resume), opt)
+    places = Path(opt.model_path).glob("*/options.json")
+    runs = [path.parent for path in places if opt.name in (None, path.parent.name) and _equal(path.parent, opt)]
+    for run in runs:  # not only the newest: one that has no checkpoint yet may be running
+        lock.hold(run)
+    begun, damaged = filter(checkpoint.newest_first, runs), []
+    for run in sorted(begun, key=_written, reverse=True):
+        try:
+            found = _take(run, opt)
+            return dataclasses.replace(found, notes=(*damaged, *found.notes))
+        except ValueError as error:
+            if opt.name:
+                raise
+            damaged.append(str(error))
+    return Found(notes=(*damaged, f"no run below {opt.model_path} has these options: starting anew"))
+
+
+def _take(path: Path, opt: Any) -> Found:
+    run = path if path.is_dir() else path.parent
+    in_place = (path == run or path.name == "current.pth") and opt.name in (None, run.name)
+    if in_place and checkpoint.newest_first(run):
+        lock.hold(run)
+    path, notes = checkpoint.locate(path)
+    return Found(path, in_place, notes)
+
+
+def _written(run: Path) -> float:
+    return max(path.stat().st_mtime for path in checkpoint.newest_first(run))
 
 
 def _equal(folder: Path, opt: Any) -> bool:

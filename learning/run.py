@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -16,23 +15,45 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from learning import checkpoint, parallel
-from learning.tensorboard import scalar_writer
+from learning import checkpoint, lock, parallel
+from learning.resume import Found
+from learning.tensorboard import cut, scalar_writer
+
+EVENTS = "tensorboard.json"  # the names of this run's event files: others may lie in the same folder
 
 
 class Run:
-    """Writes to `folder` and, as TensorBoard events, to `tb_folder`. A log line is also printed."""
+    """Writes to `folder` and, as TensorBoard events, to `tb_folder`. A log line is also printed.
 
-    def __init__(self, folder: Path, tb_folder: Path, *, log_bytes: int = 0):
-        """`log_bytes` is how much of log.jsonl to keep: what came after the checkpoint to go on from is dropped."""
-        self.folder = folder
+    The last `keep` checkpoints stay, and that of every `save_freq`-th epoch. `position` is that of the checkpoint to go
+    on from, empty at the beginning: what was written after it is dropped, and will be written again.
+    """
+
+    def __init__(self, folder: Path, tb_folder: Path, *, keep: int, save_freq: int, position: dict[str, Any]):
+        self.folder, self.keep, self.save_freq = folder, keep, save_freq
         folder.mkdir(parents=True, exist_ok=True)
+        self._drop(tb_folder, position)
         self._lines = (folder / "log.jsonl").open("a")
-        self._lines.truncate(min(log_bytes, self._lines.tell()))
         self._text = (folder / "log.txt").open("a")
-        self._scalar, note = scalar_writer(tb_folder)
+        before = set(tb_folder.glob("*"))
+        self._scalar, self._flush, note = scalar_writer(tb_folder)
+        self._events += sorted(set(tb_folder.glob("*")) - before)
+        self.write_json(EVENTS, [path.name for path in self._events])
         if note:
             self.log(note)
+
+    def _drop(self, tb_folder: Path, position: dict[str, Any]) -> None:
+        later = [path for step, path in checkpoint.numbered(self.folder, "step").items() if step > position["step"]]
+        for path in later:  # damaged, or of another future
+            path.rename(path.with_suffix(".dropped"))
+        for path in self.folder.glob("*.tmp"):
+            path.unlink()
+        cut(self.folder / "log.jsonl", position["log_bytes"])
+        named = self.folder / EVENTS
+        written = [tb_folder / name for name in json.loads(named.read_text())] if named.exists() else []
+        for path in written:
+            cut(path, position["events"].get(path.name, 0))
+        self._events = [path for path in written if path.exists()]
 
     def log(self, text: str) -> None:
         tqdm.write(text)  # above a progress bar, where there is one
@@ -54,13 +75,27 @@ class Run:
         content = text.encode(errors="surrogateescape")  # names of files need not be UTF-8
         checkpoint.write(self.folder / name, lambda file: file.write(content))
 
-    def save(self, name: str, state: dict[str, Any]) -> None:
-        """Write a checkpoint."""
+    def save(self, state: dict[str, Any], *, epoch: int | None) -> None:
+        """Write a checkpoint, at the end of an `epoch` or within one (None). current.pth is always the newest."""
+        newest = self.folder / f"step_{state['position']['step']:08}.pth"
+        checkpoint.save(newest, state)
+        checkpoint.link(newest, "current.pth")
+        if epoch and self.save_freq and epoch % self.save_freq == 0:
+            checkpoint.link(newest, f"ckpt_epoch_{epoch}.pth")
+        for path in list(checkpoint.numbered(self.folder, "step").values())[: -self.keep]:
+            path.unlink()
+
+    def save_apart(self, name: str, state: dict[str, Any]) -> None:
+        """Write a checkpoint that is none of those a run goes on from by itself."""
         checkpoint.save(self.folder / name, state)
 
-    def log_bytes(self) -> int:
-        """Length of log.jsonl, for the checkpoint."""
-        return os.path.getsize(self.folder / "log.jsonl")
+    def written(self) -> dict[str, Any]:
+        """How long the log and the event files are, for a checkpoint to count on: they are on the disk now."""
+        self._flush()
+        log = self.folder / "log.jsonl"
+        for path in (log, self.folder / "log.txt", *self._events):
+            checkpoint.sync(path)
+        return {"log_bytes": log.stat().st_size, "events": {path.name: path.stat().st_size for path in self._events}}
 
 
 class SilentRun:
@@ -75,49 +110,46 @@ class SilentRun:
 
     def write_text(self, name: str, text: str) -> None: ...
 
-    def save(self, name: str, state: dict[str, Any]) -> None: ...
+    def save(self, state: dict[str, Any], *, epoch: int | None) -> None: ...
 
-    def log_bytes(self) -> int:
-        return 0
+    def save_apart(self, name: str, state: dict[str, Any]) -> None: ...
 
-
-def open_run(folder: Path, tb_folder: Path, *, log_bytes: int = 0) -> Run | SilentRun:
-    return Run(folder, tb_folder, log_bytes=log_bytes) if parallel.is_main() else SilentRun(folder)
+    def written(self) -> dict[str, Any]:
+        return {}
 
 
-def open_folder(opt: Any, found: Path | None, state: dict[str, Any] | None, stem: str, room: int) -> Run | SilentRun:
-    """The folder of the run whose newest checkpoint, `found` holding `state`, is gone on from; else a fresh one.
+def open_folder(opt: Any, found: Found, state: dict[str, Any] | None, stem: str, size: int) -> Run | SilentRun:
+    """The folder of the run that is gone on with, whose checkpoint `found` holds `state`; else a fresh one.
 
     Going on from an older checkpoint, or under another --name, leaves the old run as it is. ValueError where nothing
-    can be written or less than `room` bytes are free.
+    can be written or checkpoints of `size` bytes have no room.
     """
-    folder = plan_folder(opt, found, stem, room)
-    if _goes_on(opt, found):
-        kept = state["position"]["log_bytes"]
+    folder, position = plan_folder(opt, found, stem, size), {"step": 0, "log_bytes": 0, "events": {}}
+    if found.in_place:
+        position |= state["position"]
     else:
-        folder, kept = parallel.on_main(lambda: _make_folder(opt, stem)), 0
-    return open_run(folder, Path(opt.tb_path) / folder.name, log_bytes=kept)
+        folder = parallel.on_main(lambda: _make_folder(opt, stem))
+    if not parallel.is_main():
+        return SilentRun(folder)
+    return Run(folder, Path(opt.tb_path) / folder.name, keep=opt.keep, save_freq=opt.save_freq, position=position)
 
 
-def rehearse_folder(opt: Any, found: Path | None, state: dict[str, Any] | None, stem: str, room: int) -> SilentRun:
+def rehearse_folder(opt: Any, found: Found, state: dict[str, Any] | None, stem: str, size: int) -> SilentRun:
     """For a dry run: what `open_folder` would open, checked as there, but not made. Rank 0 prints."""
-    folder = plan_folder(opt, found, stem, room)
+    folder = plan_folder(opt, found, stem, size)
     return SilentRun(folder, tqdm.write) if parallel.is_main() else SilentRun(folder)
 
 
-def plan_folder(opt: Any, found: Path | None, stem: str, room: int) -> Path:
+def plan_folder(opt: Any, found: Found, stem: str, size: int) -> Path:
     """Where a run would write, once it is sure that it can: ValueError otherwise."""
 
     def plan():
-        folder = found.parent if _goes_on(opt, found) else _free_folder(opt, stem)
-        check_places(folder, Path(opt.tb_path), room)
+        folder = found.path.parent if found.in_place else _free_folder(opt, stem)
+        there = len(checkpoint.numbered(folder, "step"))
+        check_places(folder, Path(opt.tb_path), size * max(opt.keep + 1 - there, 1))
         return folder
 
     return parallel.on_main(plan)
-
-
-def _goes_on(opt: Any, found: Path | None) -> bool:
-    return found is not None and found.name == "current.pth" and opt.name in (None, found.parent.name)
 
 
 def _free_folder(opt: Any, stem: str) -> Path:
@@ -130,7 +162,7 @@ def _free_folder(opt: Any, stem: str) -> Path:
         numbered = (root / f"{stem}-{number}" for number in itertools.count(1))
         return next(folder for folder in numbered if not folder.exists())
     folder = root / opt.name
-    if (folder / "current.pth").exists():
+    if checkpoint.newest_first(folder):
         raise ValueError(
             f"{folder} already holds a trained run; go on with it by --resume {folder} or choose another --name."
         )
@@ -145,6 +177,7 @@ def _make_folder(opt: Any, stem: str) -> Path:
             folder.mkdir(exist_ok=opt.name is not None)
         except FileExistsError:  # taken a moment ago by another run
             continue
+        lock.hold(folder)  # a run of that --name may be on its way to its first checkpoint
         return folder
 
 
@@ -159,8 +192,8 @@ def check_places(folder: Path, tb_folder: Path, room: int) -> None:
             raise ValueError(f"{place} cannot be written to ({error.strerror}); choose another {flag}.") from error
     if free < room:
         raise ValueError(
-            f"Only {free / 1e6:.0f} MB are free for {folder}, and a new checkpoint beside the old one takes "
-            f"{room / 1e6:.0f} MB; make room or choose another --model_path."
+            f"Only {free / 1e6:.0f} MB are free for {folder}, and checkpoints take {room / 1e6:.0f} MB; make room, "
+            "lower --keep or choose another --model_path."
         )
 
 
@@ -170,12 +203,19 @@ def environment() -> dict[str, Any]:
         "command": " ".join(sys.argv),
         "git": _revision(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        **numerics(),
         "torchvision": torchvision.__version__,
         "platform": platform.platform(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def numerics() -> dict[str, Any]:
+    """What the last bits of a sum depend on."""
+    return {
+        "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "processes": parallel.world_size(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 

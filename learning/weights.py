@@ -13,13 +13,9 @@ from models.trunks import split_factor
 def read(path: str | Path) -> Any:
     """What the file holds; see `checkpoint.read`. ValueError for the checkpoint of a linear probe, too."""
     state = checkpoint.read(path)
-    if is_ours(state) and "eval" in state["options"]:
+    if checkpoint.is_ours(state) and "eval" in state["options"]:
         raise ValueError(f"{path} is a checkpoint of main_linear.py and holds no encoder; give that of the encoder.")
     return state
-
-
-def is_ours(state: Any) -> bool:
-    return isinstance(state, dict) and state.keys() >= set(checkpoint.KEYS)
 
 
 def trunk(path: str | Path, state: Any, *, use_ema: bool = False) -> Trunk:
@@ -28,7 +24,7 @@ def trunk(path: str | Path, state: Any, *, use_ema: bool = False) -> Trunk:
     ValueError, naming the file, when there is none we can build.
     """
     try:
-        found = _our_trunk(state) if is_ours(state) else find_trunk(state, ema=use_ema)
+        found = _our_trunk(state) if checkpoint.is_ours(state) else find_trunk(state, ema=use_ema)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from error
     wrong = [name for name, x in found.weights.items() if not x.isfinite().all()]

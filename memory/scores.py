@@ -1,7 +1,7 @@
 """Score statistics: what the positives and negatives of every query looked like at every step, and their files."""
 
 import math
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -93,15 +93,10 @@ def derived(values: dict[str, float]) -> dict[str, float]:
     return shown
 
 
-def write_file(path: Path, rows: np.ndarray, *, index: np.ndarray, step: np.ndarray, **scalars: float) -> None:
+def write_file(file: BinaryIO, rows: np.ndarray, *, index: np.ndarray, step: np.ndarray, **scalars: float) -> None:
     """Save one epoch: rows (S, B, C) as named float32 columns (S, B), sample index (S, B), global step (S,), scalars.
 
-    What the C columns are, `columns` tells. Plain arrays: `np.load` needs no pickle. The file appears complete or not
-    at all.
+    What the C columns are, `columns` tells. Plain arrays: `np.load` needs no pickle. Equal arrays make equal bytes.
     """
     named = {name: rows[..., i] for i, name in enumerate(columns(rows.shape[-1]))}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    with partial.open("wb") as file:
-        np.savez(file, step=step, index=index, **named, **scalars)
-    partial.replace(path)
+    np.savez(file, step=step, index=index, **named, **scalars)

@@ -129,11 +129,17 @@ class ContrastOptions(shared.Shared):
     warmup_epochs: int | None = option(
         None, "its length; by default 5, 10 of above 500, at most a quarter", group="optimisation", must=NOT_NEGATIVE
     )
+    on_nan: Literal["stop", "skip"] = option(
+        "stop", "what follows a step whose loss is not finite", group="optimisation"
+    )
     schedule_per: Literal["step", "epoch"] = option("step", "how often the rate moves", group="optimisation")
     opt_level: Literal["O1", "O2"] | None = option(None, "published spelling of --amp auto", group=_PUBLISHED)
 
     save_score: bool = option(False, "record statistics of the scores", group="run")
     pre_scores: bool = option(True, "record the scores before FT too", group="run")
+    save_every_steps: int = option(
+        0, "steps between checkpoints within an epoch; 0 for none", group="run", must=NOT_NEGATIVE
+    )
     knn_freq: int = option(0, "epochs between k-NN evaluations; 0 for none", group="run", must=NOT_NEGATIVE)
     dry_run: bool = option(False, "show what would happen, run two steps, leave nothing behind", group="run")
     exp_iter: int = option(-1, "number of this repetition, added to the name", group=_PUBLISHED)

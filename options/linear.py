@@ -107,7 +107,7 @@ def _notes(options: LinearOptions, typed: dict) -> list[str]:
     unused = probe_only if options.eval == "knn" else ("knn_k", "knn_t")
     why = dict.fromkeys(unused, f"with --eval {options.eval}")
     if options.eval == "knn":
-        why |= dict.fromkeys(("resume", "print_freq", "save_freq"), "with --eval knn, which trains nothing")
+        why |= dict.fromkeys(("resume", "print_freq", "save_freq", "keep"), "with --eval knn, which trains nothing")
     if options.cache_features:
         why.setdefault("crop", "with --cache_features")
     return shared.notes(options, typed) + shared.without_effect(why, typed)

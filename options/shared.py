@@ -37,6 +37,7 @@ class Shared:
     name: str | None = option(None, "name of the run folder; made from the settings by default", group="run")
     print_freq: int = option(10, "steps between log lines", group="run", must=POSITIVE)
     save_freq: int = option(20, "epochs between kept checkpoints; 0 keeps none", group="run", must=NOT_NEGATIVE)
+    keep: int = option(2, "newest checkpoints that stay besides those", group="run", must=POSITIVE)
     resume: str = option("", "run or checkpoint to go on from; auto: the newest with equal options", group="run")
     seed: int | None = option(None, "random seed; drawn and printed by default", group="run", must=SEED)
 

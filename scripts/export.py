@@ -179,11 +179,11 @@ def check_output(path: Path, file: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
-    file = checkpoint.locate(options.checkpoint)
     write, ending = FORMATS[options.to]
-    parts = [re.sub(_ENDING, "", file.name), options.to, *["ema"] * options.ema, *["head"] * options.head]
-    path = options.output or file.with_name("_".join(parts) + ending)
     try:
+        file, damaged = checkpoint.locate(options.checkpoint)
+        parts = [re.sub(_ENDING, "", file.name), options.to, *["ema"] * options.ema, *["head"] * options.head]
+        path = options.output or file.with_name("_".join(parts) + ending)
         encoder, about, remarks = load(file, ema=options.ema, head=options.head)
         check_output(path, file)
         fill, code = write(encoder, about, path)
@@ -192,7 +192,13 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"export.py: {error}")
     mean, std = (", ".join(f"{x:g}" for x in about[name]) for name in ("mean", "std"))
     what = "embedding" if options.head else f"{encoder.feature_dim} features"
-    print(*remarks, f"Wrote {path}: {about['arch']} of width {about['width']:g}, {what}. Read it with:", code, sep="\n")
+    print(
+        *damaged,
+        *remarks,
+        f"Wrote {path}: {about['arch']} of width {about['width']:g}, {what}. Read it with:",
+        code,
+        sep="\n",
+    )
     print(f"It expects RGB pictures between 0 and 1, minus mean {mean}, divided by std {std}.")
 
 

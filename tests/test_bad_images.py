@@ -236,6 +236,16 @@ def test_a_run_goes_on_without_them_and_resumes_exactly(tmp_path, monkeypatch, c
     assert said.count("another one takes its place") == 6 and "further" not in said
 
 
+def test_its_evaluations_go_on_too(tmp_path, monkeypatch):
+    for part in ("train", "val"):
+        for name in "ab":
+            paths = write_images(tmp_path / "images" / part / name, range(8))
+        spoil(paths[3], "text")
+    contrast(monkeypatch, flags(tmp_path, "--epochs 1 --knn_freq 1"))
+    assert len((tmp_path / "run" / "bad_images.txt").read_text().splitlines()) == 2
+    assert len(records(tmp_path / "run", "knn")) == 1
+
+
 def test_a_bank_files_what_was_seen_under_the_image_that_it_was(tmp_path, monkeypatch):
     paths = write_images(tmp_path / "images", range(16))
     spoil(paths[3], "text")

@@ -345,8 +345,9 @@ def test_linear_probe_of_a_checkpoint(trained, tmp_path, cached):
     found = results["linear"]
     assert found["last"]["epoch"] == 4 and found["last"].keys() == {"epoch", "top1", "top5"}
     assert found["best"]["top1"] >= found["last"]["top1"] and "flatters" in found["note"]
+    steps = [f"step_{4 * epoch:08}.pth" for epoch in (3, 4)]
     assert sorted(path.name for path in folder.glob("*.pth")) == ["ckpt_epoch_1.pth", "ckpt_epoch_2.pth",
-        "ckpt_epoch_3.pth", "ckpt_epoch_4.pth", "current.pth"]  # fmt: skip
+        "ckpt_epoch_3.pth", "ckpt_epoch_4.pth", "current.pth", *steps]  # fmt: skip
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if line["kind"] == "epoch"]
     tags = {"train_acc", "train_acc5", "train_loss", "test_acc", "test_acc5", "test_loss", "learning_rate"}
