@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from datasets.sources import Source
-from learning import build, checkpoint, parallel
+from learning import build, checkpoint, lock, parallel
 from learning.meters import Meters
 from learning.run import Run
 from tests.test_training import FT, assert_same_run, equal, few_pictures, pretrain_line, records, train  # noqa: F401
@@ -90,7 +90,7 @@ def whole(tmp_path_factory):
 
 def test_a_run_killed_at_any_moment_goes_on_as_if_nothing_had_been(whole, tmp_path, start):
     line = f"{FLAGS} --save_every_steps 2 --knn_freq 1 --resume auto"
-    for _ in range(3):
+    for _ in range(2):
         process = start(tmp_path, line)
         wait_for(tmp_path / "run" / "log.jsonl", process)
         time.sleep(random.uniform(0, 0.5))
@@ -99,7 +99,7 @@ def test_a_run_killed_at_any_moment_goes_on_as_if_nothing_had_been(whole, tmp_pa
     assert_nothing_lost(whole, train(tmp_path, line))
 
 
-@pytest.mark.parametrize("first, second", [(9, 14), (31, 3), (70, 40)])
+@pytest.mark.parametrize("first, second", [(9, 14), (31, 3), (123, 9)])
 def test_a_run_killed_between_two_changes_of_files(whole, tmp_path, start, first, second):
     """In the middle of a checkpoint, of taking back what was written after it, or of throwing old ones away."""
     line = f"{FLAGS} --save_every_steps 2 --knn_freq 1 --resume auto"
@@ -124,13 +124,14 @@ def test_a_run_killed_before_its_k_nn_evaluation_makes_up_for_it(whole, tmp_path
 
 def test_events_are_written_once_by_the_other_writer_too(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard_logger", None)
-    whole = train(tmp_path / "whole", FLAGS)
-    monkeypatch.setattr(Run, "save", run_save := Killed(Run.save, at=2))
+    line = f"{FLAGS} --save_every_steps 2"
+    whole = train(tmp_path / "whole", line)
+    monkeypatch.setattr(Run, "save", run_save := Killed(Run.save, at=5))  # after steps 2, 3, 4, 6
     with pytest.raises(SystemExit):
-        train(tmp_path / "parts", FLAGS)
+        train(tmp_path / "parts", line)
     run_save.at = None
     (tmp_path / "parts" / "tb" / "run" / "events.out.tfevents.1.other").write_bytes(b"another run's")
-    assert_nothing_lost(whole, train(tmp_path / "parts", FLAGS, "--resume auto"))
+    assert_nothing_lost(whole, train(tmp_path / "parts", line, "--resume auto"))
     assert (tmp_path / "parts" / "tb" / "run" / "events.out.tfevents.1.other").exists()
 
 
@@ -289,6 +290,23 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
 
 
 # Starts
+
+
+def holds(folder):
+    lock.hold(folder)
+    lock.hold(folder)  # does not let go of it
+    (folder / "held").touch()
+    time.sleep(100)
+
+
+def test_a_folder_is_held_until_the_process_ends(tmp_path, start):
+    process = start(tmp_path, target=holds)
+    wait_for(tmp_path / "held", process)
+    with pytest.raises(ValueError, match="is being written to by process"):
+        lock.hold(tmp_path)
+    process.kill()
+    process.join()
+    lock.hold(tmp_path)
 
 
 @pytest.mark.parametrize("how", ["", "--resume auto", "--resume {run}"])
