@@ -23,8 +23,12 @@ def read_image(path: str) -> Image.Image:
                 ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
     except Exception as error:  # decoders raise almost anything over damaged files
-        why = str(error) or type(error).__name__
-        raise ValueError(f"{path} cannot be read as an image ({why}); convert, repair or remove it.") from error
+        raise ValueError(f"{path} cannot be read as an image ({why(error)}); convert, repair or remove it.") from error
+
+
+def why(error: BaseException) -> str:
+    """What a decoder says in any number of lines, none at all included, in one."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _rgb(image: Image.Image) -> Image.Image:

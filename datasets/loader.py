@@ -1,18 +1,22 @@
 """Loaders: batches of named views, the same ones for any number of workers and any split over processes."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from datasets.decode import read_image
-from datasets.keyed import generator, sample_keys
+from datasets.decode import read_image, why
+from datasets.keyed import generator, hash64, sample_keys
 from datasets.recipes import Recipe
 from datasets.sources import Source
 
 Batch = dict[str, Tensor]
+Exchange = Callable[[Tensor, Tensor], Tensor]  # this process's rows of a global batch and an order -> its rows of that
+
+ATTEMPTS = 10  # images to try for one sample before the data as a whole are at fault
 
 
 class KeyedSampler:
@@ -32,7 +36,7 @@ class KeyedSampler:
             )
         self.n, self.batch_size, self.seed = n, batch_size, seed
         share = batch_size // world_size
-        self.rows = slice(rank * share, (rank + 1) * share)
+        self.mine = slice(rank * share, (rank + 1) * share)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
@@ -42,15 +46,23 @@ class KeyedSampler:
     def __len__(self) -> int:
         return self.n // self.batch_size
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Indices and keys, int64 (n,) each."""
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Indices, keys and an order in which to deal them out anew, int64 (batch_size,) each: of all processes."""
         order = torch.randperm(self.n, generator=generator("cpu", self.seed, self.epoch, "order"))
         for step in range(self.start_step, len(self)):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size][self.rows]
-            yield index, sample_keys(self.seed, self.epoch, index)
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            shuffle = generator("cpu", self.seed, self.epoch * len(self) + step, "shuffle")
+            yield index, sample_keys(self.seed, self.epoch, index), torch.randperm(len(index), generator=shuffle)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return (list(zip(index.tolist(), keys.tolist())) for index, keys in self.batches())
+        return _listed(self)
+
+
+def _listed(sampler) -> Iterator[list[tuple[int, int]]]:
+    """This process's samples, batch by batch, as a DataLoader wants them."""
+    return (
+        list(zip(index[sampler.mine].tolist(), keys[sampler.mine].tolist())) for index, keys, _ in sampler.batches()
+    )
 
 
 class TrainLoader:
@@ -60,6 +72,14 @@ class TrainLoader:
     labels, label, int64 (n,) each, and every view of the recipe, float (n, 3, size, size) or of a jigsaw (n, 9, 3,
     size, size). Images held in memory are cropped in batches on the device; files are decoded and cropped by
     `num_workers` processes.
+
+    A file that cannot be read raises ValueError. With `replace_bad` the sample becomes another one of the data, drawn
+    from its key: index, label and views are the other's, key_draw stays; and `bad` tells, path by path, what was wrong
+    in the batches so far.
+
+    The views `dealt` are shuffled over the global batch: row i of the global batch has that view of sample order[i],
+    and "order", int64 (batch_size,), comes along. In memory each process makes what it is to see; of files it makes
+    those of its own samples, and `exchange` swaps the uint8 crops.
     """
 
     def __init__(
@@ -73,9 +93,14 @@ class TrainLoader:
         seed: int = 0,
         num_workers: int = 0,
         device: torch.device | str = "cpu",
+        dealt: Sequence[str] = (),
+        exchange: Exchange = torch.Tensor.__getitem__,
+        replace_bad: bool = False,
     ):
         self.sampler = KeyedSampler(len(source), batch_size=batch_size, rank=rank, world_size=world_size, seed=seed)
-        self.feed = _feed(source, recipe, self.sampler, num_workers, torch.device(device))
+        views = _Views(recipe, dealt, exchange)
+        self.feed = _feed(source, views, self.sampler, num_workers, torch.device(device), replace_bad)
+        self.bad = self.feed.bad
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         self.sampler.set_epoch(epoch, start_step)
@@ -92,6 +117,7 @@ class EvalLoader:
 
     Rank r gets the r-th of world_size consecutive shards, whose sizes differ by one at most; batch_size is the number
     of images per batch of this process. A batch holds index, label (where the source has labels) and the views.
+    `replace_bad` and `bad` are as in TrainLoader.
     """
 
     def __init__(
@@ -104,10 +130,12 @@ class EvalLoader:
         world_size: int = 1,
         num_workers: int = 0,
         device: torch.device | str = "cpu",
+        replace_bad: bool = False,
     ):
         start, stop = (len(source) * r // world_size for r in (rank, rank + 1))
         self.sampler = _InOrder(start, stop, batch_size)
-        self.feed = _feed(source, recipe, self.sampler, num_workers, torch.device(device))
+        self.feed = _feed(source, _Views(recipe), self.sampler, num_workers, torch.device(device), replace_bad)
+        self.bad = self.feed.bad
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -121,47 +149,85 @@ class EvalLoader:
 class _InOrder:
     """The samples start to stop; evaluation views draw nothing, so the index serves as the key."""
 
+    mine = slice(None)
+
     def __init__(self, start: int, stop: int, batch_size: int):
         self.index, self.batch_size = torch.arange(start, stop), batch_size
 
     def __len__(self) -> int:
         return -(-len(self.index) // self.batch_size)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((index, index) for index in self.index.split(self.batch_size) if len(index))
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        return ((index, index, torch.arange(len(index))) for index in self.index.split(self.batch_size) if len(index))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return (list(zip(index.tolist(), keys.tolist())) for index, keys in self.batches())
+        return _listed(self)
+
+
+class _Views:
+    """A recipe's views of a batch, apart by whose samples they are of: `own`, or after being `dealt` out anew."""
+
+    def __init__(self, recipe: Recipe, dealt: Sequence[str] = (), exchange: Exchange = torch.Tensor.__getitem__):
+        self.recipe, self.exchange = recipe, exchange
+        self.own, self.dealt = recipe.only(set(recipe.views) - set(dealt)), recipe.only(dealt)
+
+    def order(self, order: Tensor) -> Batch:
+        """What a batch says of the order of the views that are dealt, if any are."""
+        return {"order": order} if self.dealt.looks else {}
+
+    def of_images(self, images: Tensor, index: Tensor, keys: Tensor, order: Tensor, mine: slice) -> Batch:
+        """From uint8 `images` (N, 3, H, W) in memory and a global batch."""
+        views = {}
+        for part, rows in ((self.own, mine), (self.dealt, order[mine])):
+            if part.looks:
+                chosen = images.index_select(0, index[rows].to(images.device, non_blocking=True))
+                views |= part.finish(part.crop_batch(chosen, keys[rows]), keys[rows])
+        return views
+
+    def of_crops(self, crops: Batch, keys: Tensor, order: Tensor, mine: slice) -> Batch:
+        """From the uint8 crops of this process's samples."""
+        swapped = {name: self.exchange(crops[name], order) for name in self.dealt.views}
+        return self.own.finish(crops, keys[mine]) | self.dealt.finish(swapped, keys[order[mine]])
 
 
 class _Memory:
     """Batches of a source held in memory: uint8 on the device, cropped and finished there."""
 
-    def __init__(self, source: Source, recipe: Recipe, sampler: KeyedSampler | _InOrder, device: torch.device):
+    def __init__(self, source: Source, views: _Views, sampler: KeyedSampler | _InOrder, device: torch.device):
         self.images, self.labels = source.images.to(device), source.labels
-        self.recipe, self.sampler, self.device = recipe, sampler, device
+        self.bad: dict[str, str] = {}  # nothing here can be
+        self.views, self.sampler, self.device = views, sampler, device
 
     def __iter__(self) -> Iterator[Batch]:
-        for index, keys in self.sampler.batches():
-            batch = {"index": index, "key_draw": keys}
+        for index, keys, order in self.sampler.batches():
+            mine = self.sampler.mine
+            batch = {"index": index[mine], "key_draw": keys[mine]} | self.views.order(order)
             if self.labels is not None:
-                batch["label"] = self.labels[index]
+                batch["label"] = self.labels[index[mine]]
             batch = {name: x.to(self.device, non_blocking=True) for name, x in batch.items()}
-            views = self.recipe.crop_batch(self.images.index_select(0, batch["index"]), keys)
-            yield batch | self.recipe.finish(views, keys)
+            yield batch | self.views.of_images(self.images, index, keys, order, mine)
 
 
 class _Files:
     """Batches of image files: decoded and cropped by workers, finished on the device."""
 
     def __init__(
-        self, source, recipe: Recipe, sampler: KeyedSampler | _InOrder, num_workers: int, device: torch.device
+        self,
+        source: Source,
+        views: _Views,
+        sampler: KeyedSampler | _InOrder,
+        num_workers: int,
+        device: torch.device,
+        replace_bad: bool,
     ):
-        self.recipe, self.device = recipe, device
-        read_image(source.images[0])  # files that are no images are found out before anything starts
+        self.views, self.sampler, self.device = views, sampler, device
+        self.bad: dict[str, str] = {}
+        crops = _Crops(source, views.recipe, replace_bad)
+        crops.read(0, 0)  # files that are no images are found out before anything starts
         self.loader = DataLoader(
-            _Crops(source, recipe),
+            crops,
             batch_sampler=sampler,
+            collate_fn=_collate,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=device.type == "cuda",
@@ -170,14 +236,16 @@ class _Files:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._decoded():
-            keys = batch["key_draw"]
+        for batch, (_, keys, order) in zip(self._decoded(), self.sampler.batches()):
+            batch |= self.views.order(order)
             batch = {name: x.to(self.device, non_blocking=True) for name, x in batch.items()}
-            yield batch | self.recipe.finish(batch, keys)
+            yield batch | self.views.of_crops(batch, keys, order, self.sampler.mine)
 
     def _decoded(self) -> Iterator[Batch]:
         try:
-            yield from self.loader
+            for batch in self.loader:
+                self.bad |= batch.pop("bad")
+                yield batch
         except ValueError as error:  # from a worker it comes wrapped in a traceback; the last line is what it said
             raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
 
@@ -188,18 +256,49 @@ def _leave_interrupts(worker: int) -> None:
 
 
 class _Crops(Dataset):
-    def __init__(self, source: Source, recipe: Recipe):
-        self.source, self.recipe = source, recipe
+    def __init__(self, source: Source, recipe: Recipe, replace_bad: bool):
+        self.source, self.recipe, self.replace_bad = source, recipe, replace_bad
 
-    def __getitem__(self, sample: tuple[int, int]) -> dict[str, int | Tensor]:
-        index, key = sample
-        item = {"index": index, "key_draw": key}
+    def __getitem__(self, sample: tuple[int, int]) -> dict[str, int | Tensor | dict[str, str]]:
+        _, key = sample
+        index, image, bad = self.read(*sample)
+        item = {"index": index, "key_draw": key, "bad": bad}
         if self.source.labels is not None:
             item["label"] = self.source.labels[index]
-        return item | self.recipe.crop(read_image(self.source.images[index]), key)
+        return item | self.recipe.crop(image, key)
+
+    def read(self, index: int, key: int) -> tuple[int, Image, dict[str, str]]:
+        """The image `index` or what replaces it, as its own index and itself; and why others could not be read."""
+        bad = {}
+        for attempt in range(ATTEMPTS):
+            path = self.source.images[index]
+            try:
+                return index, read_image(path), bad
+            except ValueError as error:
+                if not self.replace_bad:
+                    raise
+                bad[path] = why(error.__cause__)
+            index = int(hash64(key, attempt, "replacement")) % len(self.source)
+        path, reason = next(iter(bad.items()))
+        raise ValueError(
+            f"{path} cannot be read as an image ({reason}), nor can others in its place; repair them, or see that the "
+            "data are still where they were."
+        )
 
 
-def _feed(source: Source, recipe: Recipe, sampler: KeyedSampler | _InOrder, num_workers: int, device: torch.device):
+def _collate(items: list[dict[str, int | Tensor | dict[str, str]]]) -> Batch:
+    bad = {path: reason for item in items for path, reason in item.pop("bad").items()}
+    return default_collate(items) | {"bad": bad}
+
+
+def _feed(
+    source: Source,
+    views: _Views,
+    sampler: KeyedSampler | _InOrder,
+    num_workers: int,
+    device: torch.device,
+    replace_bad: bool,
+):
     if source.in_memory:
-        return _Memory(source, recipe, sampler, device)
-    return _Files(source, recipe, sampler, num_workers, device)
+        return _Memory(source, views, sampler, device)
+    return _Files(source, views, sampler, num_workers, device, replace_bad)

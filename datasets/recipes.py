@@ -7,7 +7,7 @@ exactly what training sees.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import cycle
@@ -239,6 +239,10 @@ class Recipe:
     @property
     def views(self) -> tuple[str, ...]:
         return tuple(look.name for look in self.looks)
+
+    def only(self, views: Collection[str]) -> "Recipe":
+        """The recipe with these of its views."""
+        return replace(self, looks=tuple(look for look in self.looks if look.name in views))
 
     def crop(self, image: Image.Image, key: int) -> dict[str, Tensor]:
         """RGB image -> {view: uint8 (..., 3, size, size)}."""

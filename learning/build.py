@@ -110,12 +110,11 @@ def _bn_splits(opt: ContrastOptions) -> tuple[int, str]:
         return 1, f"with --mem {opt.mem} batch norm cannot give the match away"
     if parallel.world_size() > 1:
         return 1, "batches are shuffled over processes"
-    fitting = [n for n in SPLIT_CHUNK if opt.batch_size % n == 0 and 2 * n <= opt.batch_size]
+    batch = opt.batch_size // opt.accumulate
+    fitting = [n for n in SPLIT_CHUNK if batch % n == 0 and 2 * n <= batch]
     if not fitting:
         return 1, "the batch cannot be split into equal chunks of 8 to 64 images, so batch norm may leak the match"
-    return opt.batch_size // fitting[
-        -1
-    ], f"one process normalises chunks of {fitting[-1]} images, in place of ShuffleBN"
+    return batch // fitting[-1], f"one process normalises chunks of {fitting[-1]} images, in place of ShuffleBN"
 
 
 def _precision(device: torch.device) -> tuple[str, str]:
@@ -187,11 +186,14 @@ def train_loader(opt: ContrastOptions, data: sources.Source, device: torch.devic
     return TrainLoader(
         data,
         recipe,
-        batch_size=opt.batch_size,
+        batch_size=opt.batch_size // opt.accumulate,
         **parallel.share(),
         seed=opt.seed,
         num_workers=workers(opt),
         device=device,
+        dealt=("key",) if opt.mem == "moco" else (),
+        exchange=parallel.deal,
+        replace_bad=opt.on_bad_image == "skip",
     )
 
 
@@ -220,11 +222,11 @@ def transforms(opt: ContrastOptions) -> list:
 
 def method(opt: ContrastOptions, steps_per_epoch: int, n_data: int, start: Trunk | None = None) -> Method:
     """The method on the CPU, every weight a function of the seed, except for the backbone that --init gave."""
-    chunks = parallel.world_size() * opt.bn_splits
+    chunks = parallel.world_size() * opt.bn_splits * opt.accumulate
     if opt.batch_size < 2 * chunks:
         raise ValueError(
             f"--batch_size {opt.batch_size} is too small for the {chunks} parts that batch norm sees separately "
-            "(processes times --bn_splits), which need 2 images each: raise it."
+            "(processes times --bn_splits times --accumulate), which need 2 images each: raise it."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(opt.seed)
@@ -282,6 +284,7 @@ def _make_swav(network: Encoder, opt: ContrastOptions, rewriting: Rewriting, ste
         freeze=opt.freeze_prototypes,
         queues=[Queue(opt.queue_size, opt.feat_dim) for _ in range(2) if opt.queue_size],
         queue_start=opt.queue_epoch * steps_per_epoch,
+        queue_full=opt.queue_epoch * steps_per_epoch + -(-opt.queue_size // opt.batch_size),
         rewriting=rewriting,
         seed=opt.seed,
     )
@@ -343,7 +346,9 @@ def autocast(amp: str, device: torch.device) -> partial[AbstractContextManager]:
     return partial(torch.autocast, device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
 
 
-def eval_loader(opt, data: sources.Source, device: torch.device, seen: Colours) -> EvalLoader:
+def eval_loader(
+    opt, data: sources.Source, device: torch.device, seen: Colours, replace_bad: bool = False
+) -> EvalLoader:
     """Every image of `data` once, under the test view."""
     return EvalLoader(
         data,
@@ -352,17 +357,28 @@ def eval_loader(opt, data: sources.Source, device: torch.device, seen: Colours) 
         **parallel.share(),
         num_workers=workers(opt),
         device=device,
+        replace_bad=replace_bad,
     )
 
 
 def knn_accuracy(
-    opt: ContrastOptions, network: Encoder, images: tuple[sources.Source, sources.Source], device: torch.device
+    opt: ContrastOptions,
+    network: Encoder,
+    images: tuple[sources.Source, sources.Source],
+    device: torch.device,
+    bad: dict[str, str],
 ) -> dict[str, dict[str, float]]:
-    """k-NN top-1 and top-5 of an encoder in training, on the backbone and on the head output."""
-    seen = colours(dataclasses.asdict(opt), images[0])
-    loaders = (eval_loader(opt, source, device, seen) for source in images)
+    """k-NN top-1 and top-5 of an encoder in training, on the backbone and on the head output.
+
+    It ends no training: images that cannot be read are replaced as there, and added to `bad`.
+    """
+    seen, replace_bad = colours(dataclasses.asdict(opt), images[0]), opt.on_bad_image == "skip"
+    loaders = [eval_loader(opt, source, device, seen, replace_bad) for source in images]
     n_class, precision = len(images[0].classes), autocast(opt.amp, device)
-    return knn.evaluate(network, *loaders, k=200, temperature=0.1, n_class=n_class, autocast=precision)
+    results = knn.evaluate(network, *loaders, k=200, temperature=0.1, n_class=n_class, autocast=precision)
+    for loader in loaders:
+        bad |= loader.bad
+    return results
 
 
 def load_encoder(path: str, use_ema: bool) -> tuple[Encoder, dict[str, Any], list[str]]:

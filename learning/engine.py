@@ -1,13 +1,16 @@
 """The training loop. It knows steps, not methods."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from learning import parallel
+from learning.guard import Guard
+from learning.methods.base import StepOutput
 from learning.progress import Progress
 
 
@@ -17,31 +20,57 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     *,
     first_step: int,
+    accumulate: int = 1,
     schedule: Callable[[int], float],
     autocast: Callable[[], AbstractContextManager],
     scaler: torch.amp.GradScaler,
+    guard: Guard,
     progress: Progress,
     stop: Callable[[int], bool],
 ) -> int:
-    """Train on what `loader` has left, or until `stop(step)`, which answers all ranks alike; returns the steps done."""
+    """Train on what `loader` has left, or until `stop(step)`, which answers all ranks alike; returns the steps done.
+
+    A step takes `accumulate` batches; of fewer than that none is made.
+    """
     method, step = parallel.unwrap(model), first_step
     model.train()
     progress.start_epoch(step)
-    for batch in loader:
+    for parts in zip(*[iter(loader)] * accumulate):
         progress.data_ready()
-        lr = schedule(step)
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] if group.get("fixed_lr") else lr
-        with autocast():
-            out = model(batch | {"step": step})
+        lr = _set_rate(optimizer, schedule(step))
+        guard.begin()
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(out.loss).backward()
+        out = _forward_backward(model, [part | {"step": step} for part in parts], autocast, scaler)
         method.after_backward(step)
-        scaler.step(optimizer)
-        scaler.update()
+        index = [part["index"] for part in parts]
+        out = guard.step(out, step, torch.cat(index))
         method.after_step(out, step)
-        progress.step_done(step, out, batch, lr)
+        guard.undo()
+        progress.step_done(step, out, index, lr)
         step += 1
         if stop(step):
             break
     return step
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] if group.get("fixed_lr") else lr
+    return lr
+
+
+def _forward_backward(
+    model: nn.Module,
+    parts: Sequence[dict[str, Any]],
+    autocast: Callable[[], AbstractContextManager],
+    scaler: torch.amp.GradScaler,
+) -> StepOutput:
+    """Gradients of the mean loss of all parts, exchanged between processes once, and what the parts yield together."""
+    outs = []
+    for number, part in enumerate(parts, start=1):
+        with parallel.accumulating(model, more=number < len(parts)):
+            with autocast():
+                out = model(part)
+            scaler.scale(out.loss / len(parts)).backward()
+        outs.append(replace(out, loss=out.loss.detach()))
+    return StepOutput.joined(outs)

@@ -8,13 +8,13 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 # What PyTorch's own errors contain -> what to say to somebody who can do something about it.
@@ -231,6 +231,20 @@ def any_rank(flag: bool) -> bool:
     return bool(all_sum(torch.tensor(float(flag), device=where)) > 0)
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's `value` (picklable), in the order of the ranks."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def everywhere(flag: Tensor) -> Tensor:
+    """Whether `flag`, a scalar on the device, is true on every rank; the host does not wait for the answer."""
+    return gather(flag[None]).all()
+
+
 @torch.no_grad()
 def gather(x: Tensor) -> Tensor:
     """Concatenate `x` (n, ...) over ranks, without gradient; n is the same on every rank."""
@@ -349,14 +363,27 @@ def _running_statistics(module: nn.Module) -> list[Tensor]:
     return [x for name, x in module.named_buffers() if name.endswith(("running_mean", "running_var"))]
 
 
-@torch.no_grad()
-def shuffled(encode: Callable[[Tensor], list[Tensor]], images: Tensor, generator: Generator) -> list[Tensor]:
-    """Encode the global batch re-dealt over ranks, so batch norm cannot match key to query (MoCo, section 3.3).
+def deal(x: Tensor, order: Tensor) -> Tensor:
+    """Of the global batch whose rows `x` (n, ...) are here: this rank's rows once it is in `order` (world * n,).
 
-    `generator` is in the same state on every rank. With one process the batch is permuted for the forward pass,
-    which is what split batch norm needs to do the same. Embeddings return in the order of `images`.
+    Every row goes to the one rank that needs it. `order` is on the CPU and the same everywhere.
     """
-    n = len(images)
-    order = torch.randperm(n * world_size(), generator=generator, device=images.device)
-    mine = slice(rank() * n, (rank() + 1) * n)
-    return [gather(keys)[order.argsort()[mine]] for keys in encode(gather(images)[order[mine]])]
+    if world_size() == 1:
+        return x[order]
+    n = len(x)
+    sent = [rows[rows // n == rank()] - rank() * n for rows in order.split(n)]  # to each rank, by their place in x
+    source = own_rows(order) // n
+    dealt = torch.empty_like(x, memory_format=torch.contiguous_format)
+    received = source.bincount(minlength=world_size()).tolist()
+    dist.all_to_all_single(dealt, x[torch.cat(sent)].contiguous(), received, [len(rows) for rows in sent])
+    return dealt[source.argsort(stable=True).argsort()]  # they came rank by rank
+
+
+def dealt_back(x: Tensor, order: Tensor) -> Tensor:
+    """The global batch (world * n, ...) in its own order, from `x` (n, ...), this rank's rows of it in `order`."""
+    return gather(x)[order.argsort()]
+
+
+def accumulating(module: nn.Module, more: bool) -> AbstractContextManager:
+    """In which a backward pass leaves gradients on their ranks, if there are `more` to come before they are used."""
+    return module.no_sync() if more and isinstance(module, DistributedDataParallel) else nullcontext()

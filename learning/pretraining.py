@@ -12,6 +12,8 @@ import torch
 
 from datasets.sources import Source
 from learning import build, checkpoint, engine, parallel, resume
+from learning.bad_images import BadImages
+from learning.guard import Guard, NotFinite
 from learning.host import keep_freed_memory
 from learning.interrupt import Interrupt
 from learning.progress import Progress
@@ -67,19 +69,22 @@ class Pretraining:
         self.device = parallel.device(opt.device, opt.gpu)
         self.labelled = build.labelled_sources(opt, data) if opt.knn_freq else None
         self.loader = build.train_loader(opt, data, self.device)
-        self.steps_per_epoch = len(self.loader)
+        self.steps_per_epoch = len(self.loader) // opt.accumulate
         self.start = build.starting_trunk(opt) if opt.init and not state else None
         self.method = build.method(opt, self.steps_per_epoch, len(data), self.start).to(self.device)
         self.optimizer = build.optimizer(opt, self.method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=opt.amp == "fp16")
         warmup = {"warmup_epochs": opt.warmup_epochs, "per": opt.schedule_per}
         self.schedule = build.schedule(opt, self.steps_per_epoch, **warmup)
+        self.guard = Guard(self.method, self.optimizer, self.scaler, stop=opt.on_nan == "stop")
         self.progress = Progress(
             epochs=opt.epochs,
             steps_per_epoch=self.steps_per_epoch,
             batch_size=opt.batch_size,
             print_freq=opt.print_freq,
             save_score=opt.save_score,
+            bad_images=BadImages(self.loader.bad, data.images),
+            guard=self.guard,
         )
         self.begun = self.step = 0
         self.fingerprint = data.fingerprint()
@@ -98,7 +103,18 @@ class Pretraining:
         return min(self.opt.stop_epoch or self.opt.epochs, self.opt.epochs)
 
     def train(self, stop: Callable[[int], bool]) -> None:
-        """Train to the end, or until `stop(step)` says so; save after every epoch and where it stops."""
+        """Train to the end, or until `stop(step)` says so; save after every epoch and where it stops.
+
+        FloatingPointError once no step counts any more, with the moment before that saved.
+        """
+        try:
+            self._train(stop)
+        except NotFinite as trouble:
+            raise FloatingPointError(f"{trouble}{self._preserve(trouble)}") from None
+        finally:
+            self.progress.bar.close()
+
+    def _train(self, stop: Callable[[int], bool]) -> None:
         model = parallel.wrap(self.method)
         parallel.set_running_statistics(self.method, self.statistics)
         self._evaluate()
@@ -108,7 +124,16 @@ class Pretraining:
                 self.save()
                 break
             self._finish_epoch(epoch + 1)
-        self.progress.bar.close()
+
+    def _preserve(self, trouble: NotFinite) -> str:
+        """Save the last sound moment with what is known of the step after it; says how to go on."""
+        self.progress.rewind(trouble.step)
+        self.step, name = trouble.step, f"nonfinite_step_{trouble.step}.pth"
+        nonfinite = {"values": trouble.values, "index": trouble.index}
+        self._write(partial(self.run.save_apart, name), nonfinite=nonfinite)
+        parallel.broadcast_object(None)  # a process that ends may take the others with it: not while one is writing
+        rare = ", or leave such steps out with --on_nan skip" if self.opt.on_nan == "stop" else ""
+        return f"{rare}, and go on from the moment before with --resume {self.run.folder / name}"
 
     def _between_steps(self, stop: Callable[[int], bool], step: int) -> bool:
         """Save where --save_every_steps says so; at the end of an epoch `train` will. Then what `stop` says."""
@@ -118,15 +143,17 @@ class Pretraining:
         return stop(step)
 
     def _train_epoch(self, model: torch.nn.Module, epoch: int, stop: Callable[[int], bool]) -> None:
-        self.loader.set_epoch(epoch, self.step - epoch * self.steps_per_epoch)
+        self.loader.set_epoch(epoch, (self.step - epoch * self.steps_per_epoch) * self.opt.accumulate)
         self.step = engine.train_epoch(
             model,
             self.loader,
             self.optimizer,
             first_step=self.step,
+            accumulate=self.opt.accumulate,
             schedule=self.schedule,
             autocast=build.autocast(self.opt.amp, self.device),
             scaler=self.scaler,
+            guard=self.guard,
             progress=self.progress,
             stop=stop,
         )
@@ -141,33 +168,35 @@ class Pretraining:
         self._evaluate()
 
     def save(self) -> None:
-        """Write a checkpoint of this moment, in the middle of an epoch too. FloatingPointError if it is not sound."""
-        self.progress.check_finite(self.step)
-        with parallel.averaged_running_statistics(self.method) as statistics:
-            self._write(statistics)
-
-    def _write(self, statistics: list[torch.Tensor]) -> None:
+        """Write a checkpoint of this moment, within an epoch too. NotFinite if its last steps do not count."""
+        self.guard.check()
         epoch, beyond = divmod(self.step, self.steps_per_epoch)
-        position = {
-            "epoch": epoch,
-            "step": self.step,
-            "steps_per_epoch": self.steps_per_epoch,
-            "images": len(self.data),
-            "fingerprint": self.fingerprint,
-            "knn_due": self.knn_due,
-            **numerics(),
-            "statistics": statistics,
-            "progress": self.progress.state_dict(),
-            **self.run.written(),
-        }
-        state = {
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "position": position,
-            "options": dataclasses.asdict(self.opt) | {"mean": self.data.mean, "std": self.data.std},
-        }
-        self.run.save(state, epoch=None if beyond else epoch)
+        self._write(partial(self.run.save, epoch=None if beyond else epoch))
+
+    def _write(self, write: Callable[[dict[str, Any]], None], **more: Any) -> None:
+        """Let `write` have all there is to go on with; `more` goes into its position."""
+        with parallel.averaged_running_statistics(self.method) as statistics:
+            position = {
+                "epoch": self.step // self.steps_per_epoch,
+                "step": self.step,
+                "steps_per_epoch": self.steps_per_epoch,
+                "images": len(self.data),
+                "fingerprint": self.fingerprint,
+                "knn_due": self.knn_due,
+                **numerics(),
+                "statistics": statistics,
+                "progress": self.progress.state_dict(),
+                **self.run.written(),
+                **more,
+            }
+            state = {
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "position": position,
+                "options": dataclasses.asdict(self.opt) | {"mean": self.data.mean, "std": self.data.std},
+            }
+            write(state)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` (of `save`) was written."""
@@ -205,7 +234,7 @@ class Pretraining:
             return
         epoch = self.step // self.steps_per_epoch
         with parallel.averaged_running_statistics(self.method):
-            results = build.knn_accuracy(self.opt, self.method.encoder, self.labelled, self.device)
+            results = build.knn_accuracy(self.opt, self.method.encoder, self.labelled, self.device, self.loader.bad)
         values = {f"{feature}_{name}": value for feature, result in results.items() for name, value in result.items()}
         self.run.record("knn", epoch=epoch, step=self.step, **values)
         backbone, head = values["backbone_top1"], values["head_top1"]

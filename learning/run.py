@@ -70,8 +70,11 @@ class Run:
             self._scalar(name if kind == "epoch" else f"{kind}/{name}", value, epoch if kind == "epoch" else step)
 
     def write_json(self, name: str, content: Any) -> None:
-        text = json.dumps(content, indent=2) + "\n"
-        checkpoint.write(self.folder / name, lambda file: file.write(text.encode()))
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        content = text.encode(errors="surrogateescape")  # names of files need not be UTF-8
+        checkpoint.write(self.folder / name, lambda file: file.write(content))
 
     def save(self, state: dict[str, Any], *, epoch: int | None) -> None:
         """Write a checkpoint, at the end of an `epoch` or within one (None)."""
@@ -85,6 +88,10 @@ class Run:
     def _thin_out(self) -> None:
         for path in list(checkpoint.numbered(self.folder, "step").values())[: -self.keep]:
             path.unlink()
+
+    def save_apart(self, name: str, state: dict[str, Any]) -> None:
+        """Write a checkpoint that is none of those a run goes on from by itself."""
+        checkpoint.save(self.folder / name, state)
 
     def written(self) -> dict[str, Any]:
         """How long the log and the event files are, for a checkpoint to count on: they are on the disk now."""
@@ -105,7 +112,11 @@ class SilentRun:
 
     def write_json(self, name: str, content: Any) -> None: ...
 
+    def write_text(self, name: str, text: str) -> None: ...
+
     def save(self, state: dict[str, Any], *, epoch: int | None) -> None: ...
+
+    def save_apart(self, name: str, state: dict[str, Any]) -> None: ...
 
     def written(self) -> dict[str, Any]:
         return {}

@@ -36,6 +36,9 @@ class ContrastOptions(shared.Shared):
         "mocov1", "how views are made", group="data", aliases=("--aug",),
         spellings={"A": "mocov1", "B": "mocov2", "C": "cmc", "D": "infomin", "E": "cmcv2"},
     )  # fmt: skip
+    on_bad_image: Literal["skip", "stop"] = option(
+        "skip", "what to do about one that cannot be read; skip: show another", group="data"
+    )
     modal: Literal["RGB", "CMC"] = option("RGB", "what the encoder sees; CMC: two halves of --view", group="method")
     view: Literal[VIEWS] = option("YDbDr", "colour space that --modal CMC splits", group="method")
 
@@ -112,6 +115,9 @@ class ContrastOptions(shared.Shared):
         0, "pause here, to be gone on from by --resume; 0: do not", group="optimisation",
         must=NOT_NEGATIVE,
     )  # fmt: skip
+    accumulate: int = option(
+        1, "parts of a batch that are seen in turn, to save memory", group="optimisation", must=POSITIVE
+    )
     optimizer: Literal["sgd", "lars"] = option("sgd", "lars: layer-wise rates, for large batches", group="optimisation")
     learning_rate: float = option(0.03, "peak learning rate", group="optimisation", aliases=("--lr",), must=POSITIVE)
     lr_decay_epochs: tuple[int, ...] = option(
@@ -122,6 +128,9 @@ class ContrastOptions(shared.Shared):
     warm: bool = option(False, "warm up; always done for a batch above 256", group="optimisation")
     warmup_epochs: int | None = option(
         None, "its length; by default 5, 10 of above 500, at most a quarter", group="optimisation", must=NOT_NEGATIVE
+    )
+    on_nan: Literal["stop", "skip"] = option(
+        "stop", "what follows a step whose loss is not finite", group="optimisation"
     )
     schedule_per: Literal["step", "epoch"] = option("step", "how often the rate moves", group="optimisation")
     opt_level: Literal["O1", "O2"] | None = option(None, "published spelling of --amp auto", group=_PUBLISHED)
@@ -138,14 +147,15 @@ class ContrastOptions(shared.Shared):
     def validate(self, typed: Collection[str] = ()) -> None:
         """Raise ValueError, naming the flags, for values (of flags `typed` in particular) that cannot work together."""
         shared.check(self)
-        shared.check_shares(self)
+        shared.check_shares(self, self.accumulate)
         if self.dataset != "shapes" and self.data_folder is None:
             fetch = ", and add --download if it is not there yet" if self.dataset in shared.DOWNLOADABLE else ""
             raise ValueError(f"--dataset {self.dataset} is read from disk: say where with --data_folder{fetch}")
         self._check_method()
-        if self.mem == "batch" and self.batch_size < 4:
+        if self.mem == "batch" and self.batch_size < 4 * self.accumulate:
             raise ValueError(
-                f"--batch_size {self.batch_size} leaves too few negatives with --mem batch: take 4 or more"
+                f"--batch_size {self.batch_size} leaves too few negatives with --mem batch: take 4 or more, in each of "
+                "the --accumulate parts"
             )
         if self.mem in REMEMBERING and self.queue_size in range(4):
             raise ValueError(f"--queue_size {self.queue_size} leaves too few negatives: take 4 or more")

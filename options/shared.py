@@ -92,13 +92,14 @@ def _check_processes(options) -> None:
         raise ValueError(f"--rank {node} does not exist with --world_size {nodes}: nodes are counted from 0")
 
 
-def check_shares(options) -> None:
-    """Raise ValueError unless the batch can be dealt out evenly to the processes that were asked for by number."""
+def check_shares(options, parts: int = 1) -> None:
+    """Raise ValueError unless the batch, in so many parts, can be dealt out evenly to the processes asked for."""
     processes = (options.nprocs or 1) * max(options.world_size, 1)
-    if options.batch_size % processes:
+    shares, each = processes * parts, f" in {parts} parts each" if parts > 1 else ""
+    if options.batch_size % shares:
         raise ValueError(
-            f"--batch_size {options.batch_size} is not a multiple of the {processes} processes: "
-            f"take {max(options.batch_size // processes, 1) * processes}, or another --nprocs"
+            f"--batch_size {options.batch_size} is not a multiple of the {processes} processes{each}: "
+            f"take {max(options.batch_size // shares, 1) * shares}, or another --nprocs"
         )
 
 

@@ -40,10 +40,13 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
 
 
 def pictures(source: Source, limit: int) -> Iterator[Image.Image]:
-    """At most `limit` images of `source`, the same ones every time."""
+    """At most `limit` images of `source`, the same ones every time. Those that cannot be read are named on stderr."""
     for index in hash64(torch.arange(len(source)), "statistics").argsort()[:limit].sort().values.tolist():
         image = source.images[index]
-        yield Image.fromarray(image.permute(1, 2, 0).numpy()) if source.in_memory else read_image(image)
+        try:
+            yield Image.fromarray(image.permute(1, 2, 0).numpy()) if source.in_memory else read_image(image)
+        except ValueError as error:
+            print(f"data_statistics.py: {error}", file=sys.stderr)
 
 
 def measure(images: Iterator[Image.Image]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -54,6 +57,8 @@ def measure(images: Iterator[Image.Image]) -> tuple[np.ndarray, np.ndarray, np.n
         shrink = max(min(image.size) / SIDE, 1)
         small = image.resize([round(side / shrink) for side in image.size]) if shrink > 1 else image
         counts += np.reshape(small.histogram(), (3, 256))  # exact, and the whole of what mean and deviation need
+    if not sizes:
+        raise ValueError("none of these images can be read; repair them, or see that they are where they should be.")
     share = counts / counts.sum(1, keepdims=True)
     mean = share @ LEVELS
     return np.array(sizes), mean, np.sqrt((share * (LEVELS - mean[:, None]) ** 2).sum(1))

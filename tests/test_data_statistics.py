@@ -50,3 +50,16 @@ def test_mistakes_are_sentences(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("data_statistics.py: no images in ")
     with pytest.raises(SystemExit):
         data_statistics.main(["--limit", "0"])
+
+
+def test_all_images_that_cannot_be_read_are_named(images, capsys):
+    root, _ = images
+    for name in ("a/00.png", "b/03.png"):
+        (root / "train" / name).write_text("no picture")
+    assert data_statistics.main(["--data_folder", str(root)]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("cannot be read as an image") == 2 and "of 18 of them" in said.out
+    for path in (root / "train").rglob("*.png"):
+        path.write_text("no picture")
+    assert data_statistics.main(["--data_folder", str(root)]) == 1
+    assert "none of these images can be read" in capsys.readouterr().err

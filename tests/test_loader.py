@@ -87,6 +87,37 @@ def test_two_processes_hold_the_rows_of_one(request, kind, res, recipe, modal):
                 assert (value - together).abs().max() < 1e-6  # 0 so far, but BLAS may choose by batch size
 
 
+@pytest.mark.parametrize("kind, res", [("memory", 32), ("files", 80)])
+def test_dealt_views_are_those_of_other_samples(request, kind, res):
+    """Row i of the global batch holds that view of sample order[i], whoever makes it."""
+    source = request.getfixturevalue(kind)
+    straight = TrainLoader(source, mocov2(source, res), batch_size=6)
+
+    def exchange(rows):
+        def of(x, order):
+            (both,) = (b for b in crops if torch.equal(b[rows], x))
+            return both[order[rows]]
+
+        return of
+
+    crops = (
+        [x["key"] for x in TrainLoader(source, mocov2(source, res), batch_size=6).feed.loader]
+        if kind == "files"
+        else []
+    )
+    ranks = [
+        TrainLoader(
+            source, mocov2(source, res), batch_size=6, rank=r, world_size=2, dealt=["key"], exchange=exchange(rows)
+        )
+        for r, rows in enumerate((slice(0, 3), slice(3, 6)))
+    ]
+    for batch, *parts in zip(straight, *ranks):
+        order, key = parts[0]["order"], torch.cat([part["key"] for part in parts])
+        assert torch.equal(order, parts[1]["order"]) and not torch.equal(order, torch.arange(6))
+        assert (key - batch["key"][order]).abs().max() < 1e-6
+        assert torch.equal(torch.cat([part["query"] for part in parts]), batch["query"])
+
+
 def test_workers_change_nothing(files):
     before = torch.get_rng_state()
     recipe = training("infomin", views=("query",), input_res=80, crop_min=0.2, colours=PLAIN, jigsaw=True)

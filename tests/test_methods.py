@@ -2,28 +2,18 @@
 
 import functools
 import itertools
-import threading
+import random
 
 import pytest
 import torch
-from torch import nn
 
-from learning import build, checkpoint, engine, parallel
+from learning import build, checkpoint, engine
 from learning.draws import Draws
 from learning.interrupt import Interrupt
-from learning.losses import NCE, InfoNCE
-from learning.methods.base import Contrast, Rewriting
-from learning.methods.simclr import both_ways
-from learning.methods.supcon import pairs
 from memory import scores
-from memory.feature_transform import Coefficient, NegativeTransform, PositiveTransform
 from models.heads import JigsawHead
-from models.norm import sync_batch_norm
 from options.presets import METHODS
 from tests.test_bank import Recorder
-from tests.test_feature_transform import golden
-from tests.test_objectives import swav
-from tests.test_objectives import task as nce_task
 from tests.test_training import HostReads, assert_same_run, few_pictures, launched, objects, records, train  # noqa: F401
 
 WITHOUT_NEGATIVES = ("SimSiam", "BYOL", "SwAV")
@@ -87,6 +77,7 @@ def train_epoch(training, batches, first_step):
         schedule=training.schedule,
         autocast=build.autocast(training.opt.amp, training.device),
         scaler=training.scaler,
+        guard=training.guard,
         progress=training.progress,
         stop=lambda step: False,
     )
@@ -251,24 +242,19 @@ def test_supcon_needs_labels(monkeypatch):
 # Resume
 
 
-@pytest.mark.parametrize("kind", [*METHODS, "CMC --loss nce"])
+@pytest.mark.parametrize("kind", [*KINDS, "CMC --loss nce"])
 def test_resume_inside_an_epoch_equals_an_uninterrupted_run(tmp_path, monkeypatch, kind):
     line = f"{flags(kind, 'scalar')} --epochs 2 --cosine --print_freq 3 --lr 0.01"
-    if kind == "SwAV":  # at step 4 the queue has started, is not full yet, and prototypes are frozen
+    if kind == "SwAV":  # at step 4 the queue has started and is not full yet, and prototypes are frozen
         line += " --queue_size 24 --queue_epoch 1 --freeze_prototypes 5"
+    stop_at = 4 if kind == "SwAV" else random.Random(kind).choice((1, 2, 4, 5))
     whole = train(tmp_path / "whole", line)
     with monkeypatch.context() as patch:
-        patch.setattr(Interrupt, "__call__", lambda self, step: step == 4)
+        patch.setattr(Interrupt, "__call__", lambda self, step: step == stop_at)
         parts = train(tmp_path / "parts", line)
-    stopped = checkpoint.load(parts / "current.pth")
-    assert stopped["position"]["step"] == 4
+    assert checkpoint.load(parts / "current.pth")["position"]["step"] == stop_at
     train(tmp_path / "parts", line, "--resume", str(parts))
     assert_same_run(whole, parts)
-    if kind == "SwAV":
-        prototypes, ended = (
-            x["method"]["prototypes.weight"] for x in (stopped, checkpoint.load(parts / "current.pth"))
-        )
-        assert stopped["method"]["queues.0.written"] == 16 and not torch.equal(prototypes, ended)
 
 
 def test_resume_takes_back_the_fixed_rate_of_the_predictor(tmp_path):
@@ -276,184 +262,3 @@ def test_resume_takes_back_the_fixed_rate_of_the_predictor(tmp_path):
     train(tmp_path, "--method SimSiam --epochs 2 --cosine --no_fix_pred_lr --resume", str(folder))
     groups = checkpoint.load(folder / "current.pth")["optimizer"]["param_groups"]
     assert groups[0]["lr"] == groups[1]["lr"]
-
-
-# Several processes
-
-
-class Ranks:
-    """Two processes as two threads of this one, joined in one graph: its gradient is that of what they compute."""
-
-    def __init__(self):
-        self.barrier, self.slots, self.own = threading.Barrier(2, timeout=30), [None, None], threading.local()
-
-    def rank(self):
-        return getattr(self.own, "rank", 0)
-
-    def world_size(self):
-        return 2 if hasattr(self.own, "rank") else 1
-
-    def exchange(self, x):
-        self.slots[self.rank()] = x
-        self.barrier.wait()
-        everything = list(self.slots)
-        self.barrier.wait()
-        return everything
-
-    def gather(self, x):
-        return torch.cat(self.exchange(x)) if self.world_size() > 1 else x
-
-    def mean(self, x):
-        return sum(self.exchange(x)) / 2
-
-    def run(self, function):
-        """[function(0), function(1)], each in a thread that believes to be this rank."""
-        results, errors = [None, None], []
-
-        def work(rank):
-            self.own.rank = rank
-            try:
-                results[rank] = function(rank)
-            except BaseException as error:
-                errors.append(error)
-                self.barrier.abort()
-
-        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if errors:
-            raise errors[0]
-        return results
-
-
-@pytest.fixture
-def ranks(monkeypatch):
-    two = Ranks()
-    monkeypatch.setattr(parallel, "rank", two.rank)
-    monkeypatch.setattr(parallel, "world_size", two.world_size)
-    monkeypatch.setattr(parallel, "gather", lambda x: two.gather(x.detach()))
-    monkeypatch.setattr(parallel, "gather_with_gradient", two.gather)
-    return two
-
-
-LABELS = torch.tensor([0, 1, 2, 0, 3, 0])
-REWRITING = Rewriting(
-    [PositiveTransform(Coefficient(2.0, "sample")), NegativeTransform(Coefficient(1.6, "dim"))], before=True
-)
-
-
-@pytest.mark.parametrize("rewriting", [Rewriting(), REWRITING])
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda one, other, rows, draws: both_ways("image", one, other, rows),
-        lambda one, other, rows, draws: pairs(one, other, LABELS[rows], draws),
-    ],
-    ids=["SimCLR", "SupCon"],
-)
-def test_two_ranks_have_the_loss_and_gradient_of_one(ranks, make, rewriting):
-    contrast = Contrast(InfoNCE(0.2), rewriting)
-
-    def result(views, rows):
-        draws = Draws(0, 0, 50 + rows)
-        return contrast(make(*(view[rows] for view in views), rows, draws), draws)
-
-    views = [golden(6, 8, offset).requires_grad_() for offset in (1, 1.3)]
-    whole = result(views, torch.arange(6))
-    expected = torch.autograd.grad(whole.loss, views)
-    parts = ranks.run(lambda rank: result(views, torch.arange(3 * rank, 3 * rank + 3)))
-    loss = sum(part.loss for part in parts) / 2
-    torch.testing.assert_close(loss, whole.loss)
-    for ours, theirs in zip(torch.autograd.grad(loss, views), expected):
-        torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(torch.cat([part.scores for part in parts]), whole.scores)
-
-
-def test_two_ranks_estimate_nces_constant_together(ranks):
-    task = nce_task(0)
-    whole = NCE(0.2, tasks=1)(*task.scores(), 0)
-    parts = ranks.run(lambda rank: NCE(0.2, tasks=1)(*(x[2 * rank : 2 * rank + 2] for x in task.scores()), 0))
-    torch.testing.assert_close(torch.cat([part.rows for part in parts]), whole.rows)
-    assert all(part.constant.item() == pytest.approx(whole.constant.item()) for part in parts)
-
-
-@pytest.mark.parametrize("queue", [0, 9])
-def test_two_ranks_share_swavs_clusters(ranks, queue):
-    views = {"query": golden(6, 8, 1).requires_grad_(), "key": golden(6, 8, 1.3).requires_grad_()}
-    rewriting = Rewriting([PositiveTransform(Coefficient(2.0, "sample"), normalize=True)])
-
-    def result(rows):
-        method, batch = swav(rewriting=rewriting, queue=queue, **{name: view[rows] for name, view in views.items()})
-        for i, memory in enumerate(method.queues):
-            memory.keys.copy_(golden(queue, 8, 20 + i))
-        return method(batch | {"key_draw": rows}), method
-
-    def after_step(method, out):
-        method.after_step(out, 5)
-        return method.queues
-
-    (whole, method), parts = result(torch.arange(6)), ranks.run(lambda r: result(torch.arange(3 * r, 3 * r + 3)))
-    loss = sum(out.loss for out, _ in parts) / 2
-    torch.testing.assert_close(loss, whole.loss)
-    torch.testing.assert_close(torch.cat([out.scores for out, _ in parts]), whole.scores)
-    expected = torch.autograd.grad(whole.loss, list(views.values()))
-    for ours, theirs in zip(torch.autograd.grad(loss, list(views.values())), expected):
-        torch.testing.assert_close(ours, theirs)
-    after_step(method, whole)
-    for queues in ranks.run(lambda rank: after_step(parts[rank][1], parts[rank][0])):
-        for ours, theirs in zip(method.queues, queues):
-            assert torch.equal(ours.keys, theirs.keys) and ours.written == theirs.written
-
-
-@pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("kind, shape", [(nn.BatchNorm1d, (8, 5)), (nn.BatchNorm2d, (8, 5, 3, 3))])
-def test_synchronised_batch_norm_is_that_of_the_whole_batch(ranks, kind, shape, affine):
-    torch.manual_seed(0)
-    plain, mine = kind(5, affine=affine), [nn.Sequential(kind(5, affine=affine)) for _ in range(2)]
-    for p in plain.parameters():
-        p.data.uniform_(0.5, 2)
-    for norm in mine:
-        norm[0].load_state_dict(plain.state_dict())
-    mine = [sync_batch_norm(norm, ranks.mean, 2) for norm in mine]
-    assert mine[0].state_dict().keys() == nn.Sequential(plain).state_dict().keys()
-    weights = torch.randn(shape)
-    for x in torch.randn(2, *shape, requires_grad=True).unbind():  # twice: running statistics move on
-        expected, outs = plain(x), ranks.run(lambda rank, x=x: mine[rank](x[4 * rank : 4 * rank + 4]))
-        torch.testing.assert_close(torch.cat(outs), expected)
-    ours = torch.autograd.grad((torch.cat(outs) * weights).sum(), [x, *mine[0].parameters(), *mine[1].parameters()])
-    theirs = torch.autograd.grad((expected * weights).sum(), [x, *plain.parameters()])
-    count = len(theirs) - 1
-    torch.testing.assert_close(ours[0], theirs[0], atol=1e-5, rtol=1e-4)
-    for i in range(1, 1 + count):  # every rank has its share of the weights' gradient
-        torch.testing.assert_close(ours[i] + ours[i + count], theirs[i], atol=1e-5, rtol=1e-4)
-    for norm in mine:
-        for name, buffer in plain.named_buffers():
-            torch.testing.assert_close(norm[0].get_buffer(name), buffer)
-    plain.eval(), mine[0].eval()
-    torch.testing.assert_close(mine[0](x), plain(x))
-
-
-@pytest.mark.parametrize(
-    "line, one, two",
-    [
-        ("--method Customize --modal CMC --mem bank --jigsaw --loss nce --temperature 0.2", "--bn_splits 2", ""),
-        ("--method SwAV --ft_neg none --small_crops 2 --queue_epoch 0 --prototypes 5", "", "--sync_bn"),
-    ],
-    ids=["bank", "SwAV"],
-)
-def test_one_process_equals_two(tmp_path, line, one, two):
-    """At a learning rate that lets no rounding grow: losses, memories and, as momentum, the sum of all gradients."""
-    shared = "--print_freq 1 --warmup_epochs 0 --optimizer sgd --lr 1e-5"
-    whole = launched(tmp_path, "one", [], line, one, shared)
-    parts = launched(tmp_path, "two", [], line, two, shared, "--nprocs 2")
-    assert len(records(whole, "step")) == 4
-    for ours, theirs in zip(records(whole, "step"), records(parts, "step")):
-        assert theirs == pytest.approx(ours, abs=1e-4)
-    a, b = (checkpoint.load(folder / "current.pth") for folder in (whole, parts))
-    for name in (name for name in a["method"] if name.startswith(("banks.", "queues.", "contrast."))):
-        torch.testing.assert_close(b["method"][name], a["method"][name], atol=1e-4, rtol=1e-3)
-    for i, state in a["optimizer"]["state"].items():
-        gradient, other = state["momentum_buffer"], b["optimizer"]["state"][i]["momentum_buffer"]
-        assert (other - gradient).norm() <= 0.01 * gradient.norm() + 1e-4  # biases before a batch norm have none

@@ -219,6 +219,7 @@ def swav(small=0, rewriting=None, queue=0, queue_start=0, **views):
         freeze=2,
         queues=[Queue(queue, 8) for _ in range(2) if queue],
         queue_start=queue_start,
+        queue_full=queue_start + -(-queue // 6),
         rewriting=rewriting or Rewriting(),
         seed=3,
     ).double()

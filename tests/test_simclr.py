@@ -2,13 +2,11 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from learning import build, checkpoint
 from learning.draws import Draws
-from learning.interrupt import Interrupt
 from learning.losses import InfoNCE
 from learning.methods.base import Contrast, Rewriting
 from learning.methods.simclr import both_ways
@@ -89,31 +87,6 @@ def test_gradients_reach_every_weight(ft):
     assert out.loss.isfinite() and out.scores.isfinite().all()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in training.method.parameters())
     assert not hasattr(training.method, "queues") and training.opt.queue_size == 0 and training.opt.bn_splits == 1
-
-
-def test_two_processes_have_the_negatives_of_one(tmp_path):
-    """Batch norm in two chunks is what two processes do; the loss, its gradient and the scores see the whole batch."""
-    flags = f"{SIMCLR} --optimizer sgd --warmup_epochs 0 --batch_size 64 --epochs 1 --print_freq 1 --no_sync_bn"
-    one = launched(tmp_path, "one", [], flags, "--bn_splits 2")
-    two = launched(tmp_path, "two", [], flags, "--nprocs 2 --bn_splits 1")
-    ours, theirs = (checkpoint.load(folder / "current.pth")["optimizer"]["state"] for folder in (one, two))
-    for i, state in ours.items():  # after one step the momentum is the gradient; at T = .1 rounding counts
-        gradient, other = state["momentum_buffer"], theirs[i]["momentum_buffer"]
-        assert (other - gradient).norm() <= 0.01 * gradient.norm() + 1e-5  # biases before a batch norm have none
-    assert len(records(one, "step")) == 1
-    assert records(two, "step")[0] == pytest.approx(records(one, "step")[0], abs=1e-4)
-    with np.load(one / "scores/scores_0001.npz") as x, np.load(two / "scores/scores_0001.npz") as y:
-        np.testing.assert_allclose(x["negative_logmeanexp"], y["negative_logmeanexp"], atol=1e-4)
-
-
-def test_resume_in_the_middle_of_an_epoch_equals_an_uninterrupted_run(tmp_path, monkeypatch):
-    flags = f"{SIMCLR} {FT} --epochs 3 --lr 1"
-    whole = train(tmp_path / "whole", flags)
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupt, "__call__", lambda self, step: step == 4)
-        parts = train(tmp_path / "parts", flags)
-    train(tmp_path / "parts", flags, "--resume", str(parts))
-    assert_same_run(whole, parts)
 
 
 def test_lars_adapts_weights_and_leaves_biases_and_norms_alone():

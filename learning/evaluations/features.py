@@ -46,8 +46,8 @@ class Cached:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for index, _ in self.sampler.batches():
-            index = index.to(self.features.device)
+        for index, _, _ in self.sampler.batches():
+            index = index[self.sampler.mine].to(self.features.device)
             yield self.features[index], self.labels[index]
 
 

@@ -51,11 +51,11 @@ class MemoryBank(Method):
             tasks += branch(self.encoder, batch["jigsaw"], memories, draws)
         seen = self.banks[0].seen[index].float()
         tasks = [replace(task, weight=task.weight * seen) for task in tasks]
-        return self.contrast(tasks, draws, writes=(index, queries))
+        writes = [parallel.gather(x) for x in (index, *(query.detach() for query in queries))]
+        return self.contrast(tasks, draws, writes=writes)
 
     def after_step(self, out: StepOutput, step: int) -> None:
         self.contrast.after_step(out)
-        index, queries = out.writes
-        index = parallel.gather(index)
+        index, *queries = out.writes
         for bank, features in zip(self.banks, queries):
-            bank.write(index, parallel.gather(features.detach()))
+            bank.write(index, features, out.ok)

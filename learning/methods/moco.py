@@ -18,6 +18,9 @@ from models.momentum import MomentumEncoder
 class MoCo(Method):
     """Views "query" and "key", (N, 3, H, W) each, and "jigsaw" where there is that branch; `queues`: one per modality.
 
+    The batch's "key" views are dealt over the processes in its "order", so that batch norm cannot match them to the
+    queries (section 3.3); with one process, chunks of split batch norm take the processes' place.
+
     The encoder's query meets the momentum encoder's key of the same image (in the other modality, where there are two)
     as its positive and that modality's queue as its negatives. Keys enter the queue after the step, untransformed and
     in the order of the global batch.
@@ -42,8 +45,8 @@ class MoCo(Method):
     def forward(self, batch: Batch) -> StepOutput:
         draws = Draws(self.seed, batch["step"], batch["key_draw"])
         queries = self.encoder(batch["query"])
-        keys = parallel.shuffled(self.momentum_encoder, batch["key"], draws.shared("shuffle"))
-        targets = [(key, queue.read()) for key, queue in zip(keys, self.queues)]
+        keys = [parallel.dealt_back(key, batch["order"]) for key in self.momentum_encoder(batch["key"])]
+        targets = [(parallel.own_rows(key), queue.read()) for key, queue in zip(keys, self.queues)]
         tasks = image_tasks(queries, targets, self.jigsaw)
         for branch in self.jigsaw:
             tasks += branch(self.encoder, batch["jigsaw"], targets, draws)
@@ -53,5 +56,5 @@ class MoCo(Method):
         self.contrast.after_step(out)
         self.momentum_encoder.update(self.encoder, self.key_momentum(step))
         for queue, keys in zip(self.queues, out.writes):
-            queue.write(parallel.gather(keys))
+            queue.write(keys, out.ok)
         out.stats["queue_fill"] = self.queues[0].fill()

@@ -21,9 +21,9 @@ class SwAV(Method):
     """Views "query" and "key", (N, 3, H, W), and `small` smaller ones, "small0" and so on.
 
     Every view predicts the clusters of both large ones but its own; the loss is the mean of all these cross entropies
-    (equations 1 and 6). Clusters are balanced over the global batch and, from step `queue_start` on, once they are
-    full, over `queues` (one for each large view, none at all are fine) of past embeddings. For `freeze` steps
-    prototypes stay.
+    (equations 1 and 6). Clusters are balanced over the global batch and, from step `queue_full` on, over `queues` (one
+    for each large view, none at all are fine) of past embeddings, written from step `queue_start` on. For `freeze`
+    steps prototypes stay.
 
     A score row is about one prediction: positive is the prototype the target was mostly assigned to, negatives are the
     others. Feature transformation moves the predicting embedding away from the assigned one, and back to unit length.
@@ -42,6 +42,7 @@ class SwAV(Method):
         freeze: int,
         queues: Sequence[Queue],
         queue_start: int,
+        queue_full: int,
         rewriting: Rewriting,
         seed: int,
     ):
@@ -50,7 +51,8 @@ class SwAV(Method):
         self.prototypes = nn.Linear(dim, prototypes, bias=False)
         self.small = [f"small{i}" for i in range(small)]
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
-        self.freeze, self.queue_start, self.rewriting, self.seed = freeze, queue_start, rewriting, seed
+        self.queue_start, self.queue_full = queue_start, queue_full
+        self.freeze, self.rewriting, self.seed = freeze, rewriting, seed
         self._normalise()
 
     def forward(self, batch: Batch) -> StepOutput:
@@ -66,7 +68,9 @@ class SwAV(Method):
         loss = sum(loss for loss, _ in results) / len(results)
         stats = {"loss": loss.detach(), **scores.summary(torch.cat([rows for _, rows in results]))}
         stats["clusters_used"] = _used(codes["query"])
-        return StepOutput(loss, stats, results[0][1], writes=[views[name].detach() for name in LARGE])
+        losses = {f"{name}/{target}": loss.detach() for (name, target), (loss, _) in zip(pairs, results)}
+        writes = [parallel.gather(views[name].detach()) for name in LARGE] if self.queues else []
+        return StepOutput(loss, stats, results[0][1], writes, losses=losses)
 
     def _embed(self, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
         """Views of one size go through the encoder together, so that batch norm sees all of them."""
@@ -78,8 +82,7 @@ class SwAV(Method):
         """(N, clusters) soft assignments of a large view's embeddings (N, D)."""
         n = len(features)
         for queue in self.queues[number : number + 1]:
-            full = self.queue_start * n * parallel.world_size() + len(queue.keys)
-            if step * n * parallel.world_size() >= full:
+            if step >= self.queue_full:
                 features = torch.cat([features, parallel.own_share(queue.keys)])
         return sinkhorn(self.prototypes(features), self.epsilon, self.iterations)[:n]
 
@@ -102,7 +105,7 @@ class SwAV(Method):
         self._normalise()
         if step >= self.queue_start:
             for queue, features in zip(self.queues, out.writes):
-                queue.write(parallel.gather(features))
+                queue.write(features, out.ok)
 
     @torch.no_grad()
     def _normalise(self) -> None:
