@@ -22,8 +22,11 @@ from options import base
 from options.contrast import ContrastOptions
 
 
-def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str]) -> None:
-    """The whole of main_contrast.py, on every process. `origins` tells where each option's value came from."""
+def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str]) -> int:
+    """The whole of main_contrast.py, on every process: returns its exit status.
+
+    `origins` tells where each option's value came from.
+    """
     keep_freed_memory()
     found = parallel.on_main(lambda: resume.find(opt))
     state = checkpoint.load(found.path) if found.path else None
@@ -38,7 +41,7 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
     training = Pretraining(opt, data, open_run, state)
     if opt.dry_run:
         training.rehearse(notes, origins | rules)
-        return
+        return 0
     run = training.run
     run.write_json("options.json", base.to_json(opt, origins | rules))
     if not (run.folder / "environment.json").exists():  # a resumed run keeps that of its beginning
@@ -49,6 +52,7 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
     with Interrupt() as interrupt:
         training.train(stop=interrupt)
     run.log(f"{training.ending()}\nEverything of this run is in {run.folder}.")
+    return interrupt.status if training.stopped else 0
 
 
 class Pretraining:
@@ -102,6 +106,11 @@ class Pretraining:
     def last_epoch(self) -> int:
         return min(self.opt.stop_epoch or self.opt.epochs, self.opt.epochs)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether training has not come to where it was to."""
+        return self.step < self.last_epoch * self.steps_per_epoch
+
     def train(self, stop: Callable[[int], bool]) -> None:
         """Train to the end, or until `stop(step)` says so; save after every epoch and where it stops.
 
@@ -111,6 +120,10 @@ class Pretraining:
             self._train(stop)
         except NotFinite as trouble:
             raise FloatingPointError(f"{trouble}{self._preserve(trouble)}") from None
+        except ChildProcessError:  # from the loader, so between two steps
+            if parallel.world_size() == 1:  # others are elsewhere and cannot help to save
+                self.save()
+            raise
         finally:
             self.progress.bar.close()
 
@@ -282,7 +295,7 @@ class Pretraining:
         """Tell everything about this run, then train for a few steps, at most to the end of the epoch."""
         for line in [*base.table(self.opt, origins), *self.describe(notes, {}), *self.details()]:
             self.run.log(line)
-        if self.step >= self.last_epoch * self.steps_per_epoch:
+        if not self.stopped:
             self.run.log(self.ending())
             return
         end, self.progress.print_freq = self.step + steps, 1

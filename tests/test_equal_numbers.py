@@ -40,6 +40,7 @@ SPECIAL = {
 LINES = {method: f"--method {method} {SPECIAL.get(method, FT)}" for method in METHODS} | {
     "scalar_FT": "--method MoCov2 --ft_pos extrapolate --ft_neg interpolate",
     "split": f"--method MoCov2 {FT} --bn_splits 2",
+    "parts": f"--method MoCov2 {FT} --accumulate 2",
     "InsDis_NCE": f"--method InsDis {FT} --loss nce",
     "CMC_queue_jigsaw": f"--method Customize --modal CMC --jigsaw {FT}",
     "CMC_bank_jigsaw_NCE": f"--method Customize --modal CMC --mem bank --jigsaw --loss nce {FT}",
@@ -63,10 +64,13 @@ def precision(dtype):
 
 
 class Double:
-    """The batches of a loader, made in single precision as ever, in double precision."""
+    """A loader, but its batches, made in single precision as ever, come in double precision."""
 
     def __init__(self, loader):
-        self.loader, self.set_epoch = loader, getattr(loader, "set_epoch", None)
+        self.loader = loader
+
+    def __getattr__(self, name):
+        return getattr(self.loader, name)
 
     def __len__(self):
         return len(self.loader)
@@ -125,7 +129,8 @@ def numbers(launching):
         with precision(torch.float64), mock.patch.multiple(build, **parts.replaced()):
             line += f" {norm} --dataset npz --data_folder {place}/few.npz --knn_freq 2"
             run(line, place / name / str(processes))
-        kept = {"gradients": parts.gradients, "state": parts.made.state_dict()}
+        state = {part: x for part, x in parts.made.state_dict().items() if "running_" not in part}
+        kept = {"gradients": parts.gradients, "state": state}
         torch.save(kept, place / name / f"{processes}-{parallel.rank()}.pth")
 
 
