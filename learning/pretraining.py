@@ -230,8 +230,7 @@ class Pretraining:
         self.statistics = position.get("statistics", [])
         self.knn_due = position.get("knn_due", False) and bool(self.opt.knn_freq)
         self.method.load_state_dict(state["method"])
-        names = "lr", "momentum", "weight_decay", "fixed_lr"
-        wanted = [{name: x for name, x in group.items() if name in names} for group in self.optimizer.param_groups]
+        wanted = [_settings(group) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, settings in zip(self.optimizer.param_groups, wanted):
             group.update(settings)  # old ones came along, but the options may have been changed on purpose
@@ -333,3 +332,9 @@ class Pretraining:
         again = [part for part, before in zip(sys.argv, ["", *sys.argv]) if not dropped & {part, before}]
         command = shlex.join(["python", *again, "--resume", str(self.run.folder)])
         return f"Stopped after step {self.step}; go on with: {command}"
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """What the options say of a group of parameters. The learning rate is the schedule's, where it is not fixed."""
+    names = {"momentum", "weight_decay", "fixed_lr", *["lr"] * group.get("fixed_lr", False)}
+    return {name: x for name, x in group.items() if name in names}
