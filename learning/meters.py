@@ -14,7 +14,7 @@ class Meters:
         self.steps = 0
         self.count: Tensor | int = 0  # those of the steps that count, on the device
 
-    def add(self, stats: dict[str, Tensor], ok: Tensor) -> None:
+    def add(self, stats: dict[str, Tensor], ok: Tensor | bool = True) -> None:
         """Take scalars on the device, 0 unless the step is `ok`; every call brings the same names."""
         for name, value in stats.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.float()
@@ -26,7 +26,7 @@ class Meters:
 
         One reduction and two copies to the host.
         """
-        means = dict(zip(self.sums, (self._each_rank().mean(0) / self.count).tolist())) if self.steps else {}
+        means = dict(zip(self.sums, (self._each_rank().mean(0) / self.count).tolist())) if self.sums else {}
         skipped = self.steps - int(self.count)
         self.sums, self.steps, self.count = {}, 0, 0
         return means | ({"skipped": skipped} if skipped else {})
