@@ -14,7 +14,7 @@ class Meters:
         self.steps = 0
         self.count: Tensor | int = 0  # those of the steps that count, on the device
 
-    def add(self, stats: dict[str, Tensor], ok: Tensor) -> None:
+    def add(self, stats: dict[str, Tensor], ok: Tensor | bool = True) -> None:
         """Take scalars on the device, 0 unless the step is `ok`; every call brings the same names."""
         for name, value in stats.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.float()
