@@ -26,7 +26,7 @@ class Meters:
 
         One reduction and two copies to the host.
         """
-        means = dict(zip(self.sums, (self._each_rank().mean(0) / self.count).tolist())) if self.steps else {}
+        means = dict(zip(self.sums, (self._each_rank().mean(0) / self.count).tolist())) if self.sums else {}
         skipped = self.steps - int(self.count)
         self.sums, self.steps, self.count = {}, 0, 0
         return means | ({"skipped": skipped} if skipped else {})

@@ -140,6 +140,13 @@ def _slurm(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def launcher() -> str:
+    """How the user's command line begins. What torchrun itself was told is not known here."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun ..."
+    return "srun python" if _slurm(os.environ) else "python"
+
+
 def _rendezvous(url: str, nodes: int) -> dict[str, str]:
     """Several nodes meet at `url`. One node takes a free port: a fixed one would make two runs collide."""
     if nodes > 1:

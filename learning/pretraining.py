@@ -330,8 +330,8 @@ class Pretraining:
             return "Done." if self.step > self.begun else f"Already complete: {epochs} of {epochs} epochs."
         dropped = {"--resume", "--stop_epoch", "--stop-epoch"}
         again = [part for part, before in zip(sys.argv, ["", *sys.argv]) if not dropped & {part, before}]
-        command = shlex.join(["python", *again, "--resume", str(self.run.folder)])
-        return f"Stopped after step {self.step}; go on with: {command}"
+        command = shlex.join([*again, "--resume", str(self.run.folder)])
+        return f"Stopped after step {self.step}; go on with: {parallel.launcher()} {command}"
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

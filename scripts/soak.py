@@ -52,7 +52,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our own options, and other flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = {"methods": "MoCov2,InsDis,SimCLR", "launches": ",".join(LAUNCHES), "workers": "0,2"}
-    for name, default in (defaults | {"kills": 20, "images": 320, "seed": 0}).items():
+    for name, default in (defaults | {"kills": 20, "images": 500, "seed": 0}).items():
         help = f"{'all, or ' * (name == 'methods')}by default {default}"
         parser.add_argument(f"--{name}", type=type(default), default=default, metavar="N", help=help)
     return parser.parse_known_args(argv)
@@ -168,7 +168,7 @@ class Soak:
             line = self.line(launch, workers, method, place)
             while status is not None and len(told) < kills:
                 how = self.random.choice(GENTLE) if self.random.random() < SHARE else signal.SIGKILL
-                status = attempt(line, how, self.random.uniform(0, seconds))
+                status = attempt(line, how, self.random.triangular(0, seconds, seconds))
                 step = sum('"kind": "step"' in line for line in log(place))
                 told += [] if status is None else [f"{how.name} after step {step} ({status})"]
             attempt(line)  # a complete run stays as it is
