@@ -98,9 +98,7 @@ class ContrastOptions(shared.Shared):
     ft_pos_alpha: float = option(2.0, "Beta parameter of its lambda", group=_FT, must=POSITIVE)
     ft_pos_distribution: Distribution = option("beta", "distribution of its lambda", group=_FT)
     ft_pos_granularity: Granularity = option("batch", "how many share a lambda", group=_FT)
-    ft_neg: Literal["none", "interpolate", "append"] = option(
-        "none", "mix negatives; append: beside the originals", group=_FT
-    )
+    ft_neg: Literal["none", "interpolate", "append"] = option("none", "mix negatives; append: add them", group=_FT)
     ft_neg_alpha: float = option(1.6, "Beta parameter of its lambda", group=_FT, must=POSITIVE)
     ft_neg_distribution: Distribution = option("beta", "distribution of its lambda", group=_FT)
     ft_neg_granularity: Granularity = option("batch", "the same; sample: each negative", group=_FT)

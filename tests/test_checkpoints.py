@@ -172,7 +172,7 @@ def test_looking_at_one_of_two_processes_changes_nothing(monkeypatch):
         assert torch.equal(norm.running_mean, before)
         state, ours = meters.state_dict(), Meters()
         ours.load_state_dict(state, torch.device("cpu"))
-        assert ours.sums == {"loss": 5.0} and ours.means() == {"loss": 3.5}
+        assert ours.sums == {"loss": 5.0} and ours.read() == {"loss": 3.5}
     parallel.set_running_statistics(norm, rows)
     assert torch.equal(norm.running_mean, (before + theirs) / 2)
     ours.load_state_dict(state, torch.device("cpu"))

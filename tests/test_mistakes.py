@@ -67,7 +67,7 @@ def everything(tmp_path_factory):
 
 @pytest.fixture
 def work(everything, monkeypatch):
-    """Inside that folder, of which nothing may change."""
+    """Inside that folder, of which nothing may change, but which process has held the run's `lock`."""
     monkeypatch.chdir(everything)
     before = tree(everything)
     yield everything
@@ -75,8 +75,8 @@ def work(everything, monkeypatch):
 
 
 def tree(root):
-    return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} | dict.fromkeys(
-        path for path in root.rglob("*") if path.is_dir()
+    return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file() and path.name != "lock"} | (
+        dict.fromkeys(path for path in root.rglob("*") if path.is_dir())
     )
 
 
