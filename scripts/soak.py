@@ -45,7 +45,7 @@ FT_NEGATIVE = "--ft_neg interpolate --ft_neg_granularity dim"
 WITHOUT_NEGATIVES = {"SwAV": "--queue_epoch 0 --prototypes 30", "SimSiam": "", "BYOL": ""}
 MEMORIES, TIMES = ("queues.", "banks.", "contrast."), {"images_per_second", "data_wait"}
 LENGTHS = {"log_bytes", "events"}  # of files: times have more digits or fewer
-LONG = 300  # seconds after which a run that ought to end hangs
+LONG = 900  # seconds after which a run that ought to end hangs
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
