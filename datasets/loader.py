@@ -1,5 +1,6 @@
 """Loaders: batches of named views, the same ones for any number of workers and any split over processes."""
 
+import multiprocessing.util
 import signal
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,6 +17,7 @@ from datasets.sources import Source
 Batch = dict[str, Tensor]
 Exchange = Callable[[Tensor, Tensor], Tensor]  # this process's rows of a global batch and an order -> its rows of that
 
+WORKER_GONE = ("DataLoader worker (pid", "Pin memory thread")  # what PyTorch's errors contain
 ATTEMPTS = 10  # images to try for one sample before the data as a whole are at fault
 
 
@@ -222,6 +224,7 @@ class _Files:
     ):
         self.views, self.sampler, self.device = views, sampler, device
         self.bad: dict[str, str] = {}
+        multiprocessing.util.Finalize(None, _end_workers, exitpriority=0)  # else SIGTERM would be tried, and waited for
         crops = _Crops(source, views.recipe, replace_bad)
         crops.read(0, 0)  # files that are no images are found out before anything starts
         self.loader = DataLoader(
@@ -231,7 +234,7 @@ class _Files:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_leave_interrupts,
+            worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # the loader draws a seed for its workers: not from the global generator
         )
 
@@ -242,17 +245,33 @@ class _Files:
             yield batch | self.views.of_crops(batch, keys, order, self.sampler.mine)
 
     def _decoded(self) -> Iterator[Batch]:
+        """Batches of the workers. ChildProcessError, between two steps, when one of them has been ended."""
         try:
-            for batch in self.loader:
+            batches = iter(self.loader)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises anywhere; the loader looks itself
+            for batch in batches:
                 self.bad |= batch.pop("bad")
                 yield batch
+        except (RuntimeError, ConnectionError) as error:
+            if isinstance(error, RuntimeError) and not any(words in str(error) for words in WORKER_GONE):
+                raise
+            raise ChildProcessError(
+                "A loader process was ended from outside, mostly for want of memory; go on with --resume auto and a "
+                "smaller --num_workers."
+            ) from error
         except ValueError as error:  # from a worker it comes wrapped in a traceback; the last line is what it said
             raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
 
 
-def _leave_interrupts(worker: int) -> None:
-    """Ctrl-C reaches the workers too, but what it means is for the training loop to say."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals(worker: int) -> None:
+    """What ends a program reaches its workers too, but what it means is for the training loop to say."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 class _Crops(Dataset):

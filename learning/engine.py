@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from learning import parallel
+from learning.guard import Guard
 from learning.methods.base import StepOutput
 from learning.progress import Progress
 
@@ -23,6 +24,7 @@ def train_epoch(
     schedule: Callable[[int], float],
     autocast: Callable[[], AbstractContextManager],
     scaler: torch.amp.GradScaler,
+    guard: Guard,
     progress: Progress,
     stop: Callable[[int], bool],
 ) -> int:
@@ -35,20 +37,26 @@ def train_epoch(
     progress.start_epoch(step)
     for parts in zip(*[iter(loader)] * accumulate):
         progress.data_ready()
-        lr = schedule(step)
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] if group.get("fixed_lr") else lr
+        lr = _set_rate(optimizer, schedule(step))
+        guard.begin()
         optimizer.zero_grad(set_to_none=True)
         out = _forward_backward(model, [part | {"step": step} for part in parts], autocast, scaler)
         method.after_backward(step)
-        scaler.step(optimizer)
-        scaler.update()
+        index = [part["index"] for part in parts]
+        out = guard.step(out, step, torch.cat(index))
         method.after_step(out, step)
-        progress.step_done(step, out, [part["index"] for part in parts], lr)
+        guard.undo()
+        progress.step_done(step, out, index, lr)
         step += 1
         if stop(step):
             break
     return step
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] if group.get("fixed_lr") else lr
+    return lr
 
 
 def _forward_backward(

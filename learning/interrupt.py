@@ -1,30 +1,25 @@
-"""Ctrl-C between two steps instead of in the middle of one."""
+"""A signal stops training between two steps instead of in the middle of one, on all processes at the same one."""
 
-import signal
+from contextlib import AbstractContextManager
 
-from learning import parallel
+from learning import parallel, signals
 
 
-class Interrupt:
-    """A context in which the first Ctrl-C only asks the loop to stop; the second one ends the program at once."""
-
-    every = 10  # steps between two times that several processes ask each other; a single one stops at once
+class Interrupt(AbstractContextManager):
+    """A context in which the first signal only asks the loop to stop; the second one ends the program at once."""
 
     def __init__(self):
-        self.asked = self.stopped = False
+        self.patience, self.agreement = signals.Patience(), parallel.Agreement()
+        self.status = 0  # what the program is to exit with
 
     def __enter__(self) -> "Interrupt":
-        self.before = signal.signal(signal.SIGINT, self._ask)
+        self.patience.__enter__()
         return self
 
     def __exit__(self, *exception) -> None:
-        signal.signal(signal.SIGINT, self.before)
-
-    def _ask(self, *signal_and_frame) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, self.before)
+        self.patience.__exit__(*exception)
 
     def __call__(self, step: int) -> bool:
-        if parallel.world_size() == 1 or step % self.every == 0:
-            self.stopped = parallel.any_rank(self.asked)
-        return self.stopped
+        number = self.agreement(step, self.patience.number)
+        self.status = number and 128 + number
+        return number > 0

@@ -13,6 +13,7 @@ import torch
 from datasets.sources import Source
 from learning import build, checkpoint, engine, parallel, resume
 from learning.bad_images import BadImages
+from learning.guard import Guard, NotFinite
 from learning.host import keep_freed_memory
 from learning.interrupt import Interrupt
 from learning.progress import Progress
@@ -21,8 +22,11 @@ from options import base
 from options.contrast import ContrastOptions
 
 
-def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str]) -> None:
-    """The whole of main_contrast.py, on every process. `origins` tells where each option's value came from."""
+def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str]) -> int:
+    """The whole of main_contrast.py, on every process: returns its exit status.
+
+    `origins` tells where each option's value came from.
+    """
     keep_freed_memory()
     found = parallel.on_main(lambda: resume.find(opt))
     state = checkpoint.load(found.path) if found.path else None
@@ -37,7 +41,7 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
     training = Pretraining(opt, data, open_run, state)
     if opt.dry_run:
         training.rehearse(notes, origins | rules)
-        return
+        return 0
     run = training.run
     run.write_json("options.json", base.to_json(opt, origins | rules))
     if not (run.folder / "environment.json").exists():  # a resumed run keeps that of its beginning
@@ -48,6 +52,7 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
     with Interrupt() as interrupt:
         training.train(stop=interrupt)
     run.log(f"{training.ending()}\nEverything of this run is in {run.folder}.")
+    return interrupt.status if training.stopped else 0
 
 
 class Pretraining:
@@ -75,6 +80,7 @@ class Pretraining:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=opt.amp == "fp16")
         warmup = {"warmup_epochs": opt.warmup_epochs, "per": opt.schedule_per}
         self.schedule = build.schedule(opt, self.steps_per_epoch, **warmup)
+        self.guard = Guard(self.method, self.optimizer, self.scaler, stop=opt.on_nan == "stop")
         self.progress = Progress(
             epochs=opt.epochs,
             steps_per_epoch=self.steps_per_epoch,
@@ -82,6 +88,7 @@ class Pretraining:
             print_freq=opt.print_freq,
             save_score=opt.save_score,
             bad_images=BadImages(self.loader.bad, data.images),
+            guard=self.guard,
         )
         self.begun = self.step = 0
         self.fingerprint = data.fingerprint()
@@ -99,8 +106,28 @@ class Pretraining:
     def last_epoch(self) -> int:
         return min(self.opt.stop_epoch or self.opt.epochs, self.opt.epochs)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether training has not come to where it was to."""
+        return self.step < self.last_epoch * self.steps_per_epoch
+
     def train(self, stop: Callable[[int], bool]) -> None:
-        """Train to the end, or until `stop(step)` says so; save after every epoch and where it stops."""
+        """Train to the end, or until `stop(step)` says so; save after every epoch and where it stops.
+
+        FloatingPointError once no step counts any more, with the moment before that saved.
+        """
+        try:
+            self._train(stop)
+        except NotFinite as trouble:
+            raise FloatingPointError(f"{trouble}{self._preserve(trouble)}") from None
+        except ChildProcessError:  # from the loader, so between two steps
+            if parallel.world_size() == 1:  # others are elsewhere and cannot help to save
+                self.save()
+            raise
+        finally:
+            self.progress.bar.close()
+
+    def _train(self, stop: Callable[[int], bool]) -> None:
         model = parallel.wrap(self.method)
         parallel.set_running_statistics(self.method, self.statistics)
         self._evaluate()
@@ -110,7 +137,16 @@ class Pretraining:
                 self.save()
                 break
             self._finish_epoch(epoch + 1)
-        self.progress.bar.close()
+
+    def _preserve(self, trouble: NotFinite) -> str:
+        """Save the last sound moment with what is known of the step after it; says how to go on."""
+        self.progress.rewind(trouble.step)
+        self.step, name = trouble.step, f"nonfinite_step_{trouble.step}.pth"
+        nonfinite = {"values": trouble.values, "index": trouble.index}
+        self._write(partial(self.run.save_apart, name), nonfinite=nonfinite)
+        parallel.broadcast_object(None)  # a process that ends may take the others with it: not while one is writing
+        rare = ", or leave such steps out with --on_nan skip" if self.opt.on_nan == "stop" else ""
+        return f"{rare}, and go on from the moment before with --resume {self.run.folder / name}"
 
     def _between_steps(self, stop: Callable[[int], bool], step: int) -> bool:
         """Save where --save_every_steps says so; at the end of an epoch `train` will. Then what `stop` says."""
@@ -130,6 +166,7 @@ class Pretraining:
             schedule=self.schedule,
             autocast=build.autocast(self.opt.amp, self.device),
             scaler=self.scaler,
+            guard=self.guard,
             progress=self.progress,
             stop=stop,
         )
@@ -144,33 +181,35 @@ class Pretraining:
         self._evaluate()
 
     def save(self) -> None:
-        """Write a checkpoint of this moment, in the middle of an epoch too. FloatingPointError if it is not sound."""
-        self.progress.check_finite(self.step)
-        with parallel.averaged_running_statistics(self.method) as statistics:
-            self._write(statistics)
-
-    def _write(self, statistics: list[torch.Tensor]) -> None:
+        """Write a checkpoint of this moment, within an epoch too. NotFinite if its last steps do not count."""
+        self.guard.check()
         epoch, beyond = divmod(self.step, self.steps_per_epoch)
-        position = {
-            "epoch": epoch,
-            "step": self.step,
-            "steps_per_epoch": self.steps_per_epoch,
-            "images": len(self.data),
-            "fingerprint": self.fingerprint,
-            "knn_due": self.knn_due,
-            **numerics(),
-            "statistics": statistics,
-            "progress": self.progress.state_dict(),
-            **self.run.written(),
-        }
-        state = {
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "position": position,
-            "options": dataclasses.asdict(self.opt) | {"mean": self.data.mean, "std": self.data.std},
-        }
-        self.run.save(state, epoch=None if beyond else epoch)
+        self._write(partial(self.run.save, epoch=None if beyond else epoch))
+
+    def _write(self, write: Callable[[dict[str, Any]], None], **more: Any) -> None:
+        """Let `write` have all there is to go on with; `more` goes into its position."""
+        with parallel.averaged_running_statistics(self.method) as statistics:
+            position = {
+                "epoch": self.step // self.steps_per_epoch,
+                "step": self.step,
+                "steps_per_epoch": self.steps_per_epoch,
+                "images": len(self.data),
+                "fingerprint": self.fingerprint,
+                "knn_due": self.knn_due,
+                **numerics(),
+                "statistics": statistics,
+                "progress": self.progress.state_dict(),
+                **self.run.written(),
+                **more,
+            }
+            state = {
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "position": position,
+                "options": dataclasses.asdict(self.opt) | {"mean": self.data.mean, "std": self.data.std},
+            }
+            write(state)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` (of `save`) was written."""
@@ -191,8 +230,7 @@ class Pretraining:
         self.statistics = position.get("statistics", [])
         self.knn_due = position.get("knn_due", False) and bool(self.opt.knn_freq)
         self.method.load_state_dict(state["method"])
-        names = "lr", "momentum", "weight_decay", "fixed_lr"
-        wanted = [{name: x for name, x in group.items() if name in names} for group in self.optimizer.param_groups]
+        wanted = [_settings(group) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, settings in zip(self.optimizer.param_groups, wanted):
             group.update(settings)  # old ones came along, but the options may have been changed on purpose
@@ -257,7 +295,7 @@ class Pretraining:
         """Tell everything about this run, then train for a few steps, at most to the end of the epoch."""
         for line in [*base.table(self.opt, origins), *self.describe(notes, {}), *self.details()]:
             self.run.log(line)
-        if self.step >= self.last_epoch * self.steps_per_epoch:
+        if not self.stopped:
             self.run.log(self.ending())
             return
         end, self.progress.print_freq = self.step + steps, 1
@@ -292,5 +330,11 @@ class Pretraining:
             return "Done." if self.step > self.begun else f"Already complete: {epochs} of {epochs} epochs."
         dropped = {"--resume", "--stop_epoch", "--stop-epoch"}
         again = [part for part, before in zip(sys.argv, ["", *sys.argv]) if not dropped & {part, before}]
-        command = shlex.join(["python", *again, "--resume", str(self.run.folder)])
-        return f"Stopped after step {self.step}; go on with: {command}"
+        command = shlex.join([*again, "--resume", str(self.run.folder)])
+        return f"Stopped after step {self.step}; go on with: {parallel.launcher()} {command}"
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """What the options say of a group of parameters. The learning rate is the schedule's, where it is not fixed."""
+    names = {"momentum", "weight_decay", "fixed_lr", *["lr"] * group.get("fixed_lr", False)}
+    return {name: x for name, x in group.items() if name in names}

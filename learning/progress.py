@@ -1,10 +1,10 @@
 """What a run shows while it trains, and the statistics it collects on the way."""
 
-import math
 import time
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from learning import checkpoint, parallel
 from learning.bad_images import BadImages
+from learning.guard import Guard
 from learning.meters import Meters
 from learning.methods.base import StepOutput
 from learning.run import Run, SilentRun
@@ -26,19 +27,22 @@ class ScoreRecorder:
     def __init__(self):
         self.parts: list[tuple[Tensor, Tensor]] = []
         self.steps: list[int] = []
+        self.ok: list[Tensor] = []
         self.past: dict[str, Tensor] | None = None  # all ranks' rows from before a resume
 
-    def add(self, step: int, rows: Tensor, index: Sequence[Tensor]) -> None:
-        """rows (n, C) of a step, and of each of its parts the images' numbers, together (n,)."""
+    def add(self, step: int, rows: Tensor, index: Sequence[Tensor], ok: Tensor) -> None:
+        """rows (n, C) of a step, of each of its parts the images' numbers, together (n,), and whether it counts."""
         self.parts.append((rows.unflatten(0, (len(index), -1)), torch.stack([*index])))
         self.steps.append(step + 1)
+        self.ok.append(ok)
 
     def state_dict(self) -> dict[str, Tensor] | None:
         """The open epoch over all ranks, on the CPU: rows (S, B, C), index (S, B), step (S,); None before any step."""
-        if not self.parts:
+        counted = torch.stack(self.ok).tolist() if self.ok else []
+        if not any(counted):
             return self.past
-        rows, index = (_join_ranks(torch.stack(parts)) for parts in zip(*self.parts))
-        new = {"rows": rows, "index": index, "step": torch.tensor(self.steps)}
+        rows, index = (_join_ranks(torch.stack(parts)) for parts in zip(*compress(self.parts, counted)))
+        new = {"rows": rows, "index": index, "step": torch.tensor([*compress(self.steps, counted)])}
         if self.past is None:
             return new
         columns = min(rows.shape[-1], self.past["rows"].shape[-1])  # FT may have been switched on or off in between
@@ -52,21 +56,13 @@ class ScoreRecorder:
             arrays = {name: value.numpy() for name, value in state.items()}
             path.parent.mkdir(exist_ok=True)
             checkpoint.write(path, partial(scores.write_file, rows=arrays.pop("rows"), **arrays, **scalars))
-        self.parts, self.steps, self.past = [], [], None
+        self.parts, self.steps, self.ok, self.past = [], [], [], None
 
 
 def _join_ranks(stacked: Tensor) -> Tensor:
     """(S, parts, n, ...) per rank -> (S, parts * world * n, ...): ranks hold consecutive rows of each part."""
     whole = parallel.gather(stacked.flatten(0, 1).transpose(0, 1).contiguous()).transpose(0, 1)
     return whole.reshape(len(stacked), -1, *whole.shape[2:]).cpu().contiguous()
-
-
-def _check_finite(values: dict[str, float], step: int) -> None:
-    if values and not math.isfinite(values["loss"]):
-        raise FloatingPointError(
-            f"The loss became {values['loss']} shortly before step {step}; start again, or go on from a checkpoint, "
-            "all of which are sound, with a smaller --learning_rate, longer --warmup_epochs or no --amp."
-        )
 
 
 def _accuracy(values: dict[str, float]) -> str:
@@ -77,10 +73,15 @@ def _accuracy(values: dict[str, float]) -> str:
     return f"contrast acc {values['contrast_acc']:.1%}{before}  "
 
 
+def _skipped(values: dict[str, float]) -> str:
+    return f"skipped {values['skipped']}  " if "skipped" in values else ""
+
+
 class Progress:
     """Observes every step: averages, a log line every `print_freq` steps, a progress bar on a terminal, scores.
 
-    Nothing is read from the device between two log lines. `run` is set before the first step.
+    Steps that do not count are left out, and `guard` is asked about them. Nothing is read from the device between two
+    log lines. `run` is set before the first step.
     """
 
     run: Run | SilentRun
@@ -94,8 +95,9 @@ class Progress:
         print_freq: int,
         save_score: bool,
         bad_images: BadImages,
+        guard: Guard,
     ):
-        self.print_freq, self.batch_size = print_freq, batch_size
+        self.print_freq, self.batch_size, self.guard = print_freq, batch_size, guard
         self.steps_per_epoch, self.total = steps_per_epoch, epochs * steps_per_epoch
         self.window, self.epoch = Meters(), Meters()
         self.scores = ScoreRecorder() if save_score else None
@@ -115,10 +117,12 @@ class Progress:
 
     def step_done(self, step: int, out: StepOutput, index: Sequence[Tensor], lr: float) -> None:
         """`index`: the numbers of the images, for each part of the batch."""
+        counted = torch.where(out.ok, torch.stack([value.float() for value in out.stats.values()]), 0.0)
         for meters in (self.window, self.epoch):
-            meters.add(out.stats)
+            meters.add(dict(zip(out.stats, counted.unbind())), out.ok)
         if self.scores is not None:
-            self.scores.add(step, out.scores, index)
+            self.scores.add(step, out.scores, index, out.ok)
+        self.done = step + 1
         self.bar.update()
         if (step + 1) % self.print_freq == 0:
             self._log_line(step + 1, lr)
@@ -126,27 +130,31 @@ class Progress:
 
     def finish_epoch(self, step: int, epoch: int) -> None:
         """Record and show the epoch's averages."""
+        self.guard.check(counted=bool(self.epoch.count))
         values = scores.derived(self.epoch.read()) | self.bad_images.count(self.run)
-        _check_finite(values, step)
         self.run.record("epoch", epoch=epoch, step=step, **values)
         minutes = (time.perf_counter() - self.epoch_clock) / 60
         self.run.log(
             f"epoch {epoch}/{self.total // self.steps_per_epoch} done  loss {values['loss']:.4f}  "
-            f"{_accuracy(values)}{minutes:.1f} min"
+            f"{_accuracy(values)}{_skipped(values)}{minutes:.1f} min"
         )
 
-    def check_finite(self, step: int) -> None:
-        """FloatingPointError if the loss of a step of the open epoch was not finite: do not save it."""
-        _check_finite(self.epoch.means(), step)
+    def rewind(self, step: int) -> None:
+        """Forget about everything after `step`: none of it counted."""
+        for meters in (self.window, self.epoch):
+            meters.steps -= self.done - step
 
     def _log_line(self, step: int, lr: float) -> None:
+        counted = bool(self.window.count)
+        self.guard.check(counted, self.window.steps)
+        if not counted:
+            return  # nothing to show yet
         values = scores.derived(self.window.read()) | self.bad_images.count(self.run)
         seconds, steps = time.perf_counter() - self.clock, step - self.clock_step
         speed = {"images_per_second": steps * self.batch_size / seconds, "data_wait": self.waited / seconds}
         self.run.record("step", epoch=self._epoch(step), step=step, **values, learning_rate=lr, **speed)
         self.run.log(self._line(step, values, lr, speed, (self.total - step) * seconds / steps))
         self.clock, self.clock_step, self.waited = time.perf_counter(), step, 0.0
-        _check_finite(values, step)
 
     def _epoch(self, step: int) -> int:
         return (step - 1) // self.steps_per_epoch + 1
@@ -155,7 +163,7 @@ class Progress:
         negative = f"negative {values['negative_mean']:+.3f}  " if "negative_mean" in values else ""
         return (
             f"epoch {self._epoch(step)}  step {step}/{self.total}  loss {values['loss']:.4f}  "
-            f"{_accuracy(values)}positive {values['positive_mean']:.3f}  {negative}"
+            f"{_accuracy(values)}positive {values['positive_mean']:.3f}  {negative}{_skipped(values)}"
             f"lr {lr:.2g}  {speed['images_per_second']:.0f} images/s  "
             f"waiting {speed['data_wait']:.0%}  ETA {timedelta(seconds=round(eta))}"
         )

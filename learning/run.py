@@ -48,6 +48,7 @@ class Run:
             path.rename(path.with_suffix(".dropped"))
         for path in self.folder.glob("*.tmp"):
             path.unlink()
+        self._thin_out()
         cut(self.folder / "log.jsonl", position["log_bytes"])
         named = self.folder / EVENTS
         written = [tb_folder / name for name in json.loads(named.read_text())] if named.exists() else []
@@ -76,14 +77,21 @@ class Run:
         checkpoint.write(self.folder / name, lambda file: file.write(content))
 
     def save(self, state: dict[str, Any], *, epoch: int | None) -> None:
-        """Write a checkpoint, at the end of an `epoch` or within one (None). current.pth is always the newest."""
+        """Write a checkpoint, at the end of an `epoch` or within one (None)."""
         newest = self.folder / f"step_{state['position']['step']:08}.pth"
         checkpoint.save(newest, state)
-        checkpoint.link(newest, "current.pth")
         if epoch and self.save_freq and epoch % self.save_freq == 0:
             checkpoint.link(newest, f"ckpt_epoch_{epoch}.pth")
+        checkpoint.link(newest, "current.pth")  # last: from here on it counts
+        self._thin_out()
+
+    def _thin_out(self) -> None:
         for path in list(checkpoint.numbered(self.folder, "step").values())[: -self.keep]:
             path.unlink()
+
+    def save_apart(self, name: str, state: dict[str, Any]) -> None:
+        """Write a checkpoint that is none of those a run goes on from by itself."""
+        checkpoint.save(self.folder / name, state)
 
     def written(self) -> dict[str, Any]:
         """How long the log and the event files are, for a checkpoint to count on: they are on the disk now."""
@@ -107,6 +115,8 @@ class SilentRun:
     def write_text(self, name: str, text: str) -> None: ...
 
     def save(self, state: dict[str, Any], *, epoch: int | None) -> None: ...
+
+    def save_apart(self, name: str, state: dict[str, Any]) -> None: ...
 
     def written(self) -> dict[str, Any]:
         return {}

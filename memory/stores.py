@@ -24,14 +24,17 @@ class Queue(nn.Module):
         return Negatives(self.keys)
 
     @torch.no_grad()
-    def write(self, keys: Tensor) -> None:
-        """Replace the oldest entries by `keys` (n, D); of more than `size` keys the last ones stay."""
+    def write(self, keys: Tensor, ok: Tensor) -> None:
+        """Replace the oldest entries by `keys` (n, D); of more than `size` keys the last ones stay.
+
+        Nothing changes unless `ok`, a scalar on the device.
+        """
         size = len(self.keys)
         kept = keys[-size:]
         first = self.written + (len(keys) - len(kept))
         slots = (first + torch.arange(len(kept), device=keys.device)) % size
-        self.keys.index_copy_(0, slots, kept.to(self.keys.dtype))
-        self.written.add_(len(keys))
+        self.keys.index_copy_(0, slots, torch.where(ok, kept.to(self.keys.dtype), self.keys[slots]))
+        self.written.add_(len(keys) * ok)
 
     def fill(self) -> Tensor:
         """Share of the slots that hold real keys, in [0, 1], as a scalar on the device."""
@@ -60,13 +63,14 @@ class Bank(nn.Module):
         return self.rows[index], Negatives(self.rows[drawn], valid=index[:, None] != drawn)
 
     @torch.no_grad()
-    def write(self, index: Tensor, features: Tensor) -> None:
+    def write(self, index: Tensor, features: Tensor, ok: Tensor) -> None:
         """rows <- unit length of momentum * rows + (1 - momentum) * features, for images `index` (n,), features (n, D).
 
         A row that is written for the first time is replaced. Of an image that occurs repeatedly the first counts.
+        Nothing changes unless `ok`, a scalar on the device.
         """
         first = (index[:, None] == index).byte().argmax(1)
-        kept = self.momentum * self.seen[index, None]
-        moved = torch.lerp(features[first].to(self.rows.dtype), self.rows[index], kept)
-        self.rows.index_copy_(0, index, F.normalize(moved, dim=1))
-        self.seen.index_fill_(0, index, True)
+        rows, seen = self.rows[index], self.seen[index]
+        moved = torch.lerp(features[first].to(rows.dtype), rows, self.momentum * seen[:, None])
+        self.rows.index_copy_(0, index, torch.where(ok, F.normalize(moved, dim=1), rows))
+        self.seen.index_copy_(0, index, seen | ok)

@@ -129,6 +129,9 @@ class ContrastOptions(shared.Shared):
     warmup_epochs: int | None = option(
         None, "its length; by default 5, 10 of above 500, at most a quarter", group="optimisation", must=NOT_NEGATIVE
     )
+    on_nan: Literal["stop", "skip"] = option(
+        "stop", "what follows a step whose loss is not finite", group="optimisation"
+    )
     schedule_per: Literal["step", "epoch"] = option("step", "how often the rate moves", group="optimisation")
     opt_level: Literal["O1", "O2"] | None = option(None, "published spelling of --amp auto", group=_PUBLISHED)
 

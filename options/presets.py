@@ -98,8 +98,8 @@ METHODS = {
 
 # What a data set needs of a method, above both. In a run of some hundred steps on the narrow network of the built-in
 # pictures, a bank or a half of it alone maps everything to one point unless its head has batch norm, and SwAV's
-# assignments are all alike unless they are sharper. PIRL learns more from what its bank saw last than from averages over
-# its few epochs.
+# assignments are all alike unless they are sharper. PIRL learns more from what its bank saw last than from averages
+# over its few epochs.
 TOGETHER = {
     ("shapes", "InsDis"): dict(head="mlp_bn"),
     ("shapes", "CMC"): dict(head="mlp_bn", learning_rate=0.06),

@@ -14,6 +14,7 @@ from memory.stores import Bank
 
 IMAGES = 40
 INDEX = torch.tensor([7, 3, 9, 31])
+YES = torch.tensor(True)
 
 
 class Halves(nn.Module):
@@ -84,7 +85,7 @@ def test_rows_begin_as_published():
 def test_writing_moves_a_row_and_gives_it_unit_length():
     bank, features = written(0.7), F.normalize(torch.randn(4, 8), dim=1)
     before = bank.rows.clone().numpy()
-    bank.write(INDEX, features)
+    bank.write(INDEX, features, YES)
     expected = before.copy()
     for i, feature in zip(INDEX.tolist(), features.numpy()):
         row = 0.7 * before[i] + 0.3 * feature
@@ -97,11 +98,11 @@ def test_writing_moves_a_row_and_gives_it_unit_length():
 def test_the_first_embedding_of_an_image_replaces_its_random_row():
     bank, features = Bank(IMAGES, 8, momentum=0.7), F.normalize(torch.randn(4, 8), dim=1)
     before = bank.rows.clone()
-    bank.write(INDEX, features)
+    bank.write(INDEX, features, YES)
     torch.testing.assert_close(bank.rows[INDEX], features)
     assert bank.seen.nonzero().squeeze(1).tolist() == sorted(INDEX.tolist())
     assert torch.equal(bank.rows[~bank.seen], before[~bank.seen])
-    bank.write(INDEX, features.roll(1, 0))
+    bank.write(INDEX, features.roll(1, 0), YES)
     torch.testing.assert_close(bank.rows[INDEX], F.normalize(0.7 * features + 0.3 * features.roll(1, 0), dim=1))
 
 
@@ -121,8 +122,8 @@ def test_an_image_that_occurs_repeatedly_counts_as_where_it_is_first():
     once = Bank(IMAGES, 8, 0.5)
     torch.manual_seed(0)
     repeatedly = Bank(IMAGES, 8, 0.5)
-    once.write(torch.tensor([7, 3, 9]), features[[0, 1, 3]])
-    repeatedly.write(torch.tensor([7, 3, 7, 9, 3]), features)
+    once.write(torch.tensor([7, 3, 9]), features[[0, 1, 3]], YES)
+    repeatedly.write(torch.tensor([7, 3, 7, 9, 3]), features, YES)
     assert torch.equal(once.rows, repeatedly.rows)
 
 

@@ -367,6 +367,19 @@ def test_a_resumed_evaluation_equals_an_uninterrupted_one(trained, tmp_path, cac
     assert [path.name for path in (tmp_path / "save").iterdir()] == ["trained_linear-1"]
 
 
+def test_of_a_run_folder_the_newest_sound_checkpoint_is_evaluated(trained, tmp_path, capsys):
+    shutil.copy(trained, trained.with_name("step_00000007.pth"))
+    trained.write_bytes(trained.read_bytes()[:-100])
+    main_linear(tmp_path, "--ckpt", trained.parent, "--eval", "knn")
+    said = capsys.readouterr().out
+    assert (
+        f"note: damaged in {trained.parent}: current.pth; taking the newest sound checkpoint, step_00000007.p" in said
+    )
+    assert (tmp_path / "save" / "trained_knn-1").is_dir()
+    with pytest.raises(ValueError, match="current.pth cannot be read as a checkpoint"):
+        main_linear(tmp_path, "--ckpt", trained, "--eval", "knn")
+
+
 def test_knn_of_a_checkpoint_and_of_its_momentum_encoder(trained, tmp_path):
     found = main_linear(tmp_path, "--ckpt", trained, "--eval", "knn")
     assert found["knn"]["k"] == 40  # no more than there are images

@@ -12,6 +12,8 @@ from memory import scores
 from memory.stores import Queue
 from tests.test_feature_transform import golden
 
+YES = torch.tensor(True)
+
 
 def info_nce(positive, negative, temperature):
     losses = InfoNCE(temperature)(positive, negative, 0)
@@ -22,7 +24,7 @@ def test_queue_wraps_around_at_any_size_and_keeps_the_newest():
     queue, reference = Queue(10, 3), []
     for step in range(7):
         keys = torch.full((4, 3), float(step)) + torch.arange(4)[:, None] / 10
-        queue.write(keys)
+        queue.write(keys, YES)
         reference += list(keys)
         slot = {i % 10: key for i, key in enumerate(reference)}
         for i, key in slot.items():
@@ -32,8 +34,8 @@ def test_queue_wraps_around_at_any_size_and_keeps_the_newest():
 
 def test_queue_keeps_the_last_keys_of_a_batch_larger_than_itself():
     queue = Queue(3, 2)
-    queue.write(torch.arange(8.0).reshape(4, 2))
-    queue.write(torch.arange(100.0, 110.0).reshape(5, 2))
+    queue.write(torch.arange(8.0).reshape(4, 2), YES)
+    queue.write(torch.arange(100.0, 110.0).reshape(5, 2), YES)
     assert sorted(queue.keys[:, 0].tolist()) == [104.0, 106.0, 108.0]
 
 
@@ -46,10 +48,10 @@ def test_queue_reads_without_copying_and_starts_with_unit_vectors():
 
 def test_queue_position_survives_a_checkpoint():
     queue, restored = Queue(8, 2), Queue(8, 2)
-    queue.write(torch.ones(5, 2))
+    queue.write(torch.ones(5, 2), YES)
     restored.load_state_dict(queue.state_dict())
     for each in (queue, restored):
-        each.write(torch.full((5, 2), 7.0))
+        each.write(torch.full((5, 2), 7.0), YES)
     assert torch.equal(queue.keys, restored.keys)
 
 

@@ -14,7 +14,7 @@ from memory import scores
 from models.heads import JigsawHead
 from options.presets import METHODS
 from tests.test_bank import Recorder
-from tests.test_training import HostReads, assert_same_run, few_pictures, launched, objects, records, train  # noqa: F401
+from tests.test_training import HostReads, assert_same_run, few_pictures, objects, records, train  # noqa: F401
 
 WITHOUT_NEGATIVES = ("SimSiam", "BYOL", "SwAV")
 # Not smaller: of a 1 x 1 map PyTorch's CPU gradient of a convolution with stride 2 is no number in bfloat16.
@@ -77,6 +77,7 @@ def train_epoch(training, batches, first_step):
         schedule=training.schedule,
         autocast=build.autocast(training.opt.amp, training.device),
         scaler=training.scaler,
+        guard=training.guard,
         progress=training.progress,
         stop=lambda step: False,
     )

@@ -14,7 +14,7 @@ from memory import scores
 from memory.feature_transform import NegativeTransform, PositiveTransform
 from memory.task import Negatives, Task
 from tests.test_feature_transform import Fixed, golden
-from tests.test_training import FT, assert_same_run, few_pictures, launched, objects, records, train  # noqa: F401
+from tests.test_training import FT, assert_same_run, few_pictures, objects, records, train  # noqa: F401
 
 SIMCLR = "--method SimCLR --feat_dim 16"
 

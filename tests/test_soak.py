@@ -4,6 +4,6 @@ from scripts import soak
 
 
 def test_one_kill_changes_nothing(capsys):
-    assert soak.main("--methods MoCov2 --launches plain --workers 0 --kills 1 --images 80".split())
+    assert soak.main(["--methods", "MoCov2", "--launches", "plain", "--workers", "0", "--kills", "1", "--images", "80"])
     *_, row = capsys.readouterr().out.splitlines()
     assert row.startswith("| plain | 0 | MoCov2 | SIG") and row.endswith("| nothing |")

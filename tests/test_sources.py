@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -214,3 +215,22 @@ def test_a_fraction_is_a_fixed_part_of_every_class(tmp_path):
 def test_missing_things_are_named(tmp_path, dataset, folder, message):
     with pytest.raises(ValueError, match=message):
         open_source(dataset, "train", folder=folder and folder.format(tmp_path))
+
+
+def test_a_fingerprint_tells_other_images_and_other_labels_but_not_another_place(tmp_path):
+    def folder(at, *names):
+        for name in names:
+            (at / name).parent.mkdir(parents=True, exist_ok=True)
+            (at / name).touch()  # never opened
+        return open_source("folder", "train", folder=str(at)).fingerprint()
+
+    names = ["train/a/1.png", "train/a/2.png", "train/b/3.png", "val/a/4.png"]
+    here, there = folder(tmp_path / "here", *names), folder(tmp_path / "some" / "where" / "else", *names)
+    assert here == there
+    assert folder(tmp_path / "other", "train/a/1.png", "train/b/2.png", "train/b/3.png", "val/a/4.png") != here
+    arrays = open_source("npz", "train", folder=save_npz(tmp_path / "set.npz"))
+    assert arrays.fingerprint() == open_source("npz", "train", folder=save_npz(tmp_path / "copy.npz")).fingerprint()
+    changed = arrays.images.clone()
+    changed[5, 2, 31, 31] += 1
+    others = (replace(arrays, images=changed), replace(arrays, labels=arrays.labels.flip(0)))
+    assert len({source.fingerprint() for source in (arrays, *others)}) == 3

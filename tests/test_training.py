@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import traceback
@@ -13,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.sources import Source
@@ -233,7 +230,7 @@ def test_resume_notes_a_changed_option(tmp_path, capsys):
 
 @pytest.mark.parametrize("print_freq", [2, 1000])
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path, print_freq):
-    with pytest.raises(FloatingPointError, match="go on from a checkpoint, all of which are sound"):
+    with pytest.raises(FloatingPointError, match="the moment before with --resume .*/run/nonfinite_step_[0-9].pth"):
         train(tmp_path, f"--head linear_wo_norm --epochs 9 --lr 1e30 --print_freq {print_freq}")
     states = [checkpoint.load(path) for path in (tmp_path / "run").glob("*.pth")]
     assert all(x.isfinite().all() for state in states for x in state["method"].values())
@@ -270,6 +267,7 @@ def test_no_host_reads_between_log_lines(method, amp, granularity):
             schedule=training.schedule,
             autocast=build.autocast(amp, training.device),
             scaler=training.scaler,
+            guard=training.guard,
             progress=training.progress,
             stop=lambda step: False,
         )
@@ -332,41 +330,6 @@ def test_a_batch_may_be_seen_in_parts(tmp_path, monkeypatch, mem):
             torch.testing.assert_close(other[name], one[name], atol=1e-5, rtol=1e-4)
 
 
-def launched(tmp_path, name, launcher, *flags):
-    """A run on the real command line over a tiny npz; returns its folder."""
-    data = tmp_path / "tiny.npz"
-    if not data.exists():
-        rng = np.random.default_rng(0)
-        train, test = (rng.integers(0, 256, (n, 16, 16, 3), dtype=np.uint8) for n in (64, 9))
-        labels = {"train_labels": np.arange(64) % 3, "test_labels": np.arange(9) % 3}
-        np.savez(data, train_images=train, test_images=test, **labels)
-    paths = f"--dataset npz --data_folder {data} --model_path {tmp_path} --tb_path {tmp_path}/tb --name {name}"
-    # A small learning rate: rounding differs between launches, and training amplifies every difference.
-    flags = f"{SMALL} {FT} {paths} --input_res 16 --batch_size 32 --epochs 2 --lr 1e-3 --device cpu {' '.join(flags)}"
-    command = [sys.executable, *launcher, str(ROOT / "main_contrast.py"), *flags.split()]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert ended.returncode == 0, ended.stderr
-    return tmp_path / name
-
-
-def test_one_process_equals_two_spawned_or_under_torchrun(tmp_path):
-    """Split batch norm on one process is ShuffleBN on two: same losses, weights, queue, statistics and score files."""
-    one = launched(tmp_path, "one", [], "--bn_splits 2")
-    spawned = launched(tmp_path, "spawned", [], "--nprocs 2 --multiprocessing-distributed --world-size 1 --rank 0")
-    torchrun = launched(tmp_path, "torchrun", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"])
-    reference = checkpoint.load(one / "current.pth")
-    for folder in (spawned, torchrun):
-        state = checkpoint.load(folder / "current.pth")
-        for name, x in reference["method"].items():
-            torch.testing.assert_close(state["method"][name], x, atol=1e-5, rtol=1e-4)
-        for ours, theirs in zip(records(one, "step"), records(folder, "step")):
-            assert theirs == pytest.approx(ours, abs=1e-4)
-        with np.load(one / "scores/scores_0002.npz") as x, np.load(folder / "scores/scores_0002.npz") as y:
-            assert np.array_equal(x["index"], y["index"])
-            np.testing.assert_allclose(x["positive"], y["positive"], atol=1e-4)
-        assert len(list(folder.glob("*.txt"))) == 1
-
-
 def test_an_error_on_spawned_processes_is_one_sentence(tmp_path):
     """Even where it comes from late, with progress bars and loaders made."""
     (tmp_path / "file").touch()
@@ -378,28 +341,6 @@ def test_an_error_on_spawned_processes_is_one_sentence(tmp_path):
         r"main_contrast.py: .*/file/\S+ cannot be written to .* choose another --model_path.\n", ended.stderr
     )
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
-
-
-@pytest.mark.parametrize("processes", ["", "--nprocs 2 --num_workers 2"])
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, processes):
-    """The terminal sends it to all processes, those that load images included."""
-    for i in range(32):
-        folder = tmp_path / "images" / "ab"[i % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (9, 9), (8 * i, 0, 0)).save(folder / f"{i}.png")
-    paths = f"--data_folder {tmp_path}/images --model_path {tmp_path} --tb_path {tmp_path}/tb --name run --input_res 8"
-    flags = f"{SMALL} {paths} --arch resnet18 --batch_size 8 --epochs 500 --device cpu {processes}"
-    command = [sys.executable, str(ROOT / "main_contrast.py"), *flags.split()]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **pipes, env=os.environ, start_new_session=True)
-    for line in process.stdout:
-        if re.search(r"step 6/", line):
-            os.killpg(process.pid, signal.SIGINT)
-            break
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert "go on with: python" in out and f"--resume {tmp_path / 'run'}" in out
-    assert checkpoint.load(tmp_path / "run" / "current.pth")["position"]["step"] >= 6
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):

@@ -58,4 +58,4 @@ class MemoryBank(Method):
         self.contrast.after_step(out)
         index, *queries = out.writes
         for bank, features in zip(self.banks, queries):
-            bank.write(index, features)
+            bank.write(index, features, out.ok)

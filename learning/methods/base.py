@@ -2,8 +2,8 @@
 
 import abc
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,13 +20,18 @@ Schedule = Callable[[int], float]  # a number for every global step
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one forward pass yields: `stats` scalars, `scores` (N, C) rows; `writes` is kept for `after_step`."""
+    """What one forward pass yields: `stats` scalars, `scores` (N, C) rows; `writes` is kept for `after_step`.
+
+    `losses` are the tasks' shares, by name. `ok`, a scalar on the device, becomes False if the step does not count.
+    """
 
     loss: Tensor
     stats: dict[str, Tensor]
     scores: Tensor
     writes: Sequence[Tensor] | None = None  # of all processes, row by row
     constants: Tensor | None = None  # NCE's, as this batch estimates them
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    ok: Tensor = torch.tensor(True)
 
     @staticmethod
     def joined(parts: Sequence["StepOutput"]) -> "StepOutput":
@@ -34,12 +39,17 @@ class StepOutput:
         first = parts[0]
         if len(parts) == 1:
             return first
+
+        def mean(values: Iterable[Tensor]) -> Tensor:
+            return torch.stack([*values]).mean(0)
+
         return StepOutput(
-            torch.stack([out.loss for out in parts]).mean(),
-            {name: torch.stack([out.stats[name] for out in parts]).mean(0) for name in first.stats},
+            mean(out.loss for out in parts),
+            {name: mean(out.stats[name] for out in parts) for name in first.stats},
             torch.cat([out.scores for out in parts]),
             first.writes and [torch.cat(rows) for rows in zip(*(out.writes for out in parts))],
-            None if first.constants is None else torch.stack([out.constants for out in parts]).mean(0),
+            None if first.constants is None else mean(out.constants for out in parts),
+            {name: mean(out.losses[name] for out in parts) for name in first.losses},
         )
 
 
@@ -60,7 +70,7 @@ class Method(nn.Module, abc.ABC):
         """Edit gradients before the optimizer sees them."""
 
     def after_step(self, out: StepOutput, step: int) -> None:
-        """Move momentum encoders and write memories."""
+        """Move momentum encoders, and write memories if `out.ok`; the former is taken back otherwise."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +120,22 @@ class Contrast(nn.Module):
                 self.rewriting.record(functools.partial(self._measure, number=number), task, draws)
                 for number, task in enumerate(tasks)
             ]
-        loss = sum((task.weight * losses.rows).mean() for task, (losses, _) in zip(tasks, measured))
+        shares = [(task.weight * losses.rows).mean() for task, (losses, _) in zip(tasks, measured)]
+        loss = sum(shares)
         stats = {"loss": loss.detach()}
         shown = [(task.branch, rows) for task, (_, rows) in zip(tasks, measured) if task.shown]
         for branch in dict.fromkeys(branch for branch, _ in shown):
             rows = torch.cat([rows for place, rows in shown if place == branch])
             stats |= {f"{branch}_{name}".lstrip("_"): value for name, value in scores.summary(rows).items()}
         constants = [losses.constant for losses, _ in measured if losses.constant is not None]
-        return StepOutput(loss, stats, measured[0][1], writes, torch.stack(constants) if constants else None)
+        return StepOutput(
+            loss,
+            stats,
+            measured[0][1],
+            writes,
+            torch.stack(constants) if constants else None,
+            {task.name: share.detach() for task, share in zip(tasks, shares)},
+        )
 
     def _measure(self, task: Task, number: int) -> tuple[Losses, Tensor | None]:
         positive, negative = task.scores()

@@ -56,5 +56,5 @@ class MoCo(Method):
         self.contrast.after_step(out)
         self.momentum_encoder.update(self.encoder, self.key_momentum(step))
         for queue, keys in zip(self.queues, out.writes):
-            queue.write(keys)
+            queue.write(keys, out.ok)
         out.stats["queue_fill"] = self.queues[0].fill()

@@ -68,8 +68,9 @@ class SwAV(Method):
         loss = sum(loss for loss, _ in results) / len(results)
         stats = {"loss": loss.detach(), **scores.summary(torch.cat([rows for _, rows in results]))}
         stats["clusters_used"] = _used(codes["query"])
+        losses = {f"{name}/{target}": loss.detach() for (name, target), (loss, _) in zip(pairs, results)}
         writes = [parallel.gather(views[name].detach()) for name in LARGE] if self.queues else []
-        return StepOutput(loss, stats, results[0][1], writes)
+        return StepOutput(loss, stats, results[0][1], writes, losses=losses)
 
     def _embed(self, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
         """Views of one size go through the encoder together, so that batch norm sees all of them."""
@@ -104,7 +105,7 @@ class SwAV(Method):
         self._normalise()
         if step >= self.queue_start:
             for queue, features in zip(self.queues, out.writes):
-                queue.write(features)
+                queue.write(features, out.ok)
 
     @torch.no_grad()
     def _normalise(self) -> None:
