@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -36,7 +35,7 @@ from datasets import shapes  # noqa: E402
 from learning import checkpoint  # noqa: E402  (before tensorboard: sets what protobuf must see)
 from options.presets import METHODS  # noqa: E402
 
-PLAIN, SPAWN, TORCHRUN = LAUNCHES = "plain", "--nprocs 2", "torchrun"
+PLAIN, SPAWN, TORCHRUN = LAUNCHES = "plain", "--nprocs 2", "torchrun 2"
 GENTLE, SHARE = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), 0.3  # of the kills; the others are SIGKILL
 SMALL = """--dataset folder --arch resnet18 --width 0.125 --stem small --input_res 16 --feat_dim 16 --batch_size 16
     --queue_size 64 --epochs 2 --warmup_epochs 0 --save_every_steps 5 --print_freq 1 --save_score --amp off --seed 3
@@ -45,7 +44,7 @@ FT_NEGATIVE = "--ft_neg interpolate --ft_neg_granularity dim"
 WITHOUT_NEGATIVES = {"SwAV": "--queue_epoch 0 --prototypes 30", "SimSiam": "", "BYOL": ""}
 MEMORIES, TIMES = ("queues.", "banks.", "contrast."), {"images_per_second", "data_wait"}
 LENGTHS = {"log_bytes", "events"}  # of files: times have more digits or fewer
-LONG = 300  # seconds after which a run that ought to end hangs
+LONG = 900  # seconds after which a run that ought to end hangs
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -72,8 +71,8 @@ def attempt(command: list[str], how: signal.Signals | None = None, seconds: floa
 
     Returns the exit status if the signal was sent, None if all was over before. ValueError if it fails by itself.
     """
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, **pipes, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
+    pipes, one_thread = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}, os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, **pipes, env=one_thread, text=True, start_new_session=True)
     try:
         said, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -90,7 +89,7 @@ def attempt(command: list[str], how: signal.Signals | None = None, seconds: floa
     return None
 
 
-def sha256(value: Any) -> str:
+def sha256(value: object) -> str:
     """Of tensors, arrays and plain values in containers."""
     if isinstance(value, dict):
         content = "".join(f"{name}={sha256(value[name])}\n" for name in sorted(value, key=str)).encode()
@@ -114,14 +113,10 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
-def log(place: Path) -> list[str]:
-    path = place / "run" / "log.jsonl"
-    return path.read_text().splitlines() if path.exists() else []
-
-
 def digests(place: Path) -> dict[str, str]:
     """The SHA-256 of each part of what a complete run has left. ValueError unless each step is in the log once."""
-    state, records = checkpoint.load(place / "run" / "current.pth"), [json.loads(line) for line in log(place)]
+    run, state = place / "run", checkpoint.load(place / "run" / "current.pth")
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     memory = {name: x for name, x in state["method"].items() if name.startswith(MEMORIES)}
     steps = [record["step"] for record in records if record["kind"] == "step"]
     if steps != list(range(1, state["position"]["step"] + 1)):
@@ -131,7 +126,7 @@ def digests(place: Path) -> dict[str, str]:
         "memory": memory,
         "optimizer": (state["optimizer"], state["scaler"]),
         "position": {name: x for name, x in state["position"].items() if name not in LENGTHS},
-        "scores": {path.name: dict(np.load(path)) for path in (place / "run" / "scores").iterdir()},
+        "scores": {path.name: dict(np.load(path)) for path in (run / "scores").iterdir()},
         "log": [{name: x for name, x in record.items() if name not in TIMES} for record in records],
         "tensorboard": scalars(place / "tb" / "run"),
     }
@@ -169,7 +164,8 @@ class Soak:
             while status is not None and len(told) < kills:
                 how = self.random.choice(GENTLE) if self.random.random() < SHARE else signal.SIGKILL
                 status = attempt(line, how, self.random.triangular(0, seconds, seconds))
-                step = sum('"kind": "step"' in line for line in log(place))
+                log = place / "run" / "log.jsonl"
+                step = log.read_text().count('"kind": "step"') if log.exists() else 0
                 told += [] if status is None else [f"{how.name} after step {step} ({status})"]
             attempt(line)  # a complete run stays as it is
             differ += [name for name, digest in digests(place).items() if digest != expected[name]]
@@ -190,7 +186,8 @@ def main(argv: list[str]) -> bool:
         try:
             told, differ = soak.cell(*cell, kills[cell])
         except (ValueError, subprocess.TimeoutExpired) as error:
-            told, differ = "", f"failed: {error}"
+            told, differ = "", "failed"
+            print(error, file=sys.stderr)
         results.append(differ)
         print(f"| {' | '.join([*cell, told, differ])} |", flush=True)
     if {*results} == {"nothing"}:
