@@ -97,13 +97,14 @@ METHODS = {
 }
 
 # What a data set needs of a method, above both. In a run of some hundred steps on the narrow network of the built-in
-# pictures, a bank or a half of it alone maps everything to one point unless its head has batch norm, and SwAV's
-# assignments are all alike unless they are sharper. PIRL learns more from what its bank saw last than from averages
-# over its few epochs.
+# pictures, a linear head or a half of it alone maps everything to one point, unless the head has batch norm, and
+# SwAV's assignments are all alike unless they are sharper. PIRL learns more from what its bank saw last than from
+# averages over its few epochs.
 TOGETHER = {
     ("shapes", "InsDis"): dict(head="mlp_bn"),
     ("shapes", "CMC"): dict(head="mlp_bn", learning_rate=0.06),
     ("shapes", "PIRL"): dict(head="mlp_bn", bank_momentum=0.1),
+    ("shapes", "MoCo"): dict(head="mlp_bn"),
     ("shapes", "CMCv2"): dict(head="mlp_bn"),
     ("shapes", "SimSiam"): dict(weight_decay=5e-4),
     ("shapes", "BYOL"): dict(learning_rate=1.5),
