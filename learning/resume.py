@@ -112,13 +112,14 @@ def _written(run: Path) -> float:
 
 
 def _equal(folder: Path, opt: Any) -> bool:
-    """Whether the run in `folder` has the options `opt`, automatic ones aside."""
+    """Whether the run in `folder` has the options `opt`, automatic ones aside. What it does not know has its default."""
     try:
         stored = json.loads((folder / "options.json").read_text())["values"]
     except (OSError, ValueError, KeyError):
         return False
+    stored = {field.name: field.default for field in dataclasses.fields(opt)} | stored
     ours = json.loads(json.dumps(dataclasses.asdict(opt)))
-    return all(stored.get(k) == v for k, v in ours.items() if k not in HOUSEKEEPING and v not in AUTOMATIC)
+    return all(stored[k] == v for k, v in ours.items() if k not in HOUSEKEEPING and v not in AUTOMATIC)
 
 
 def adopt(opt: Options, origins: dict[str, str], stored: dict[str, Any]) -> tuple[Options, dict[str, str], list[str]]:
