@@ -112,7 +112,7 @@ def _written(run: Path) -> float:
 
 
 def _equal(folder: Path, opt: Any) -> bool:
-    """Whether the run in `folder` has the options `opt`, automatic ones aside. What it does not know has its default."""
+    """Whether the run in `folder` has the options `opt`, automatic ones aside. Those it does not know are defaults."""
     try:
         stored = json.loads((folder / "options.json").read_text())["values"]
     except (OSError, ValueError, KeyError):
