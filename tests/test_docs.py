@@ -51,10 +51,10 @@ def flags(values):
 def run(line, monkeypatch):
     """In this process, unless the command starts processes itself."""
     program, *arguments = shlex.split(line, comments=True)
-    arguments = small(arguments)
+    split = next(i for i, part in enumerate(arguments) if part.endswith(".py"))
+    arguments[split:] = small(arguments[split:])
     if program == "torchrun" or "--nprocs" in arguments:
         launcher = ["-m", "torch.distributed.run"] * (program == "torchrun")
-        split = next(i for i, part in enumerate(arguments) if part.endswith(".py"))
         command = [sys.executable, *launcher, *arguments[:split], str(ROOT / arguments[split]), *arguments[split + 1 :]]
         ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
         assert ended.returncode == 0, f"{line}\n{ended.stderr}"

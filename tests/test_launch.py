@@ -82,12 +82,12 @@ class Started:
 
     def wait_for(self, words):
         """Until it has said that."""
-        within(120, lambda: re.search(words, self.said) or not self.process.is_alive())
+        within(300, lambda: re.search(words, self.said) or not self.process.is_alive())
         assert re.search(words, self.said), self.said
 
     def status(self):
         """How it ended, which it must without waiting for what takes minutes."""
-        self.process.join(100)
+        self.process.join(300)
         assert not self.process.is_alive(), f"still running\n{self.said}"
         return self.process.exitcode
 
@@ -140,7 +140,7 @@ def start(tmp_path):
     """Starts programs in tmp_path, where nothing may be left running."""
     os.environ["PYTHONPATH"] = str(ROOT)
     yield lambda line, **settings: Started(tmp_path, line, **settings)
-    within(15, lambda: not processes_in(tmp_path))
+    within(60, lambda: not processes_in(tmp_path))
     left = processes_in(tmp_path)
     for number in left:
         os.kill(number, signal.SIGKILL)
@@ -235,7 +235,7 @@ def test_a_signal_stops_after_the_step_saves_and_says_how_to_go_on(start, tiny, 
     program.wait_for("step 3/")
     program.kill(number)
     assert program.status() == 128 + number
-    found = re.search(r"Stopped after step (\d+); go on with: python main_c.* --resume save/run\n", program.said)
+    found = re.search(r"Stopped after step (\d+); go on with: python \S*main_c.* --resume save/run\n", program.said)
     assert step_of(tmp_path / "save/run") == int(found[1]) >= 3
     assert "Traceback" not in program.said
 
@@ -251,7 +251,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(start, tiny, tmp_
     programs[0].wait_for("step 3/")
     programs[1].kill(signal.SIGUSR1)
     assert [program.status() for program in programs] == [138, 138], programs[0].said
-    found = re.search(r"Stopped after step (\d+); go on with: srun python main_c", programs[0].said)
+    found = re.search(r"Stopped after step (\d+); go on with: srun python \S*main_c", programs[0].said)
     assert step_of(tmp_path / "save/run") == int(found[1])
 
 
@@ -271,7 +271,7 @@ def test_spawned_processes_do_not_outlive_the_one_that_started_them(start, steps
     program.wait_for("under way")
     program.kill(signal.SIGKILL)
     assert program.status() == -9
-    within(30, lambda: program.said.count("stopped after") == 2)
+    within(60, lambda: program.said.count("stopped after") == 2)
     assert program.said.count("stopped after") == 2
 
 
@@ -351,7 +351,7 @@ def test_a_process_whose_peer_is_killed_ends_with_a_sentence(start, steps):
 def test_torchrun_restarts_a_killed_process_which_goes_on(start, tiny, tmp_path):
     line = f"main_contrast.py {tiny} --epochs 6 --name"
     program = start(f"torchrun --standalone --nproc_per_node 2 --max_restarts 1 {ROOT}/{line} run --resume auto")
-    within(100, (tmp_path / "save/run/current.pth").exists)
+    within(300, (tmp_path / "save/run/current.pth").exists)
     os.kill(children_of(program.process.pid, tmp_path)[-1], signal.SIGKILL)
     assert [other.status() for other in srun(start, f"{line} whole")] == [0, 0]
     assert program.status() == 0, program.said
