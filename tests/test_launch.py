@@ -98,6 +98,7 @@ class Started:
 def _become(arguments, said_in, environment):
     """Be what `python arguments` is, in the folder of the file `said_in`."""
     os.setsid()
+    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # where the tests are killed, so is what they started
     os.chdir(os.path.dirname(said_in))
     file = os.open(said_in, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
@@ -335,7 +336,7 @@ def test_a_spawned_process_that_is_killed_ends_the_run_with_a_sentence(start, st
     program.wait_for("under way")
     os.kill(children_of(program.process.pid, tmp_path)[-1], signal.SIGKILL)
     assert program.status() == 1
-    assert re.search(r"steps.py: Process \d was ended from outside \(SIGKILL\).*--resume auto.*\n$", program.said)
+    assert re.search(r"steps.py: Process \d was ended by SIGKILL.*--resume auto.*\n$", program.said)
     assert "Traceback" not in program.said
 
 
