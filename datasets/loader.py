@@ -270,7 +270,7 @@ def _leave_signals(worker: int) -> None:
 
 
 def _end_workers() -> None:
-    for worker in multiprocessing.active_children():
+    for worker in filter(lambda child: child.daemon, multiprocessing.active_children()):
         worker.kill()
 
 

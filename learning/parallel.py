@@ -31,7 +31,7 @@ TROUBLES = {
     "PytorchStreamWriter": "A file could not be written to its end; is the disk full?",
     "EADDRINUSE": "The port where the processes meet is in use; choose another in --dist_url or MASTER_PORT.",
 }
-LOST = ("Connection closed by peer", "Connection reset by peer", "DistNetworkError", "ncclRemoteError")
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "DistNetworkError", "ncclRemoteError")
 TOLD = (ValueError, FloatingPointError, OSError, KeyboardInterrupt)  # what ends in one sentence, without a traceback
 Worker = Callable[[Any], int | None]  # from the options to the exit status
 
@@ -190,9 +190,9 @@ def _pass_on(number: int, processes: list[Any]) -> None:
 def _ending(error: mp.ProcessExitedException, endings: Any) -> int:
     """The exit status of the process that ended first, or what it said as an error."""
     if error.exit_code < 0:
+        why = ", mostly for want of memory" if error.signal_name == "SIGKILL" else ""
         raise ChildProcessError(
-            f"Process {error.error_index} was ended from outside ({error.signal_name}), mostly for want of memory; "
-            f"{signals.GO_ON}."
+            f"Process {error.error_index} was ended by {error.signal_name}{why}; {signals.GO_ON}."
         ) from None
     if endings.empty():
         return error.exit_code

@@ -82,12 +82,12 @@ class Started:
 
     def wait_for(self, words):
         """Until it has said that."""
-        within(300, lambda: re.search(words, self.said) or not self.process.is_alive())
+        within(900, lambda: re.search(words, self.said) or not self.process.is_alive())
         assert re.search(words, self.said), self.said
 
     def status(self):
-        """How it ended, which it must without waiting for what takes minutes."""
-        self.process.join(300)
+        """How it ended. Machines may be busy, but whatever waits for an end that does not come waits longer."""
+        self.process.join(900)
         assert not self.process.is_alive(), f"still running\n{self.said}"
         return self.process.exitcode
 
@@ -98,6 +98,7 @@ class Started:
 def _become(arguments, said_in, environment):
     """Be what `python arguments` is, in the folder of the file `said_in`."""
     os.setsid()
+    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # where the tests are killed, so is what they started
     os.chdir(os.path.dirname(said_in))
     file = os.open(said_in, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
@@ -140,7 +141,7 @@ def start(tmp_path):
     """Starts programs in tmp_path, where nothing may be left running."""
     os.environ["PYTHONPATH"] = str(ROOT)
     yield lambda line, **settings: Started(tmp_path, line, **settings)
-    within(60, lambda: not processes_in(tmp_path))
+    within(300, lambda: not processes_in(tmp_path))
     left = processes_in(tmp_path)
     for number in left:
         os.kill(number, signal.SIGKILL)
@@ -271,7 +272,7 @@ def test_spawned_processes_do_not_outlive_the_one_that_started_them(start, steps
     program.wait_for("under way")
     program.kill(signal.SIGKILL)
     assert program.status() == -9
-    within(60, lambda: program.said.count("stopped after") == 2)
+    within(300, lambda: program.said.count("stopped after") == 2)
     assert program.said.count("stopped after") == 2
 
 
@@ -335,7 +336,7 @@ def test_a_spawned_process_that_is_killed_ends_the_run_with_a_sentence(start, st
     program.wait_for("under way")
     os.kill(children_of(program.process.pid, tmp_path)[-1], signal.SIGKILL)
     assert program.status() == 1
-    assert re.search(r"steps.py: Process \d was ended from outside \(SIGKILL\).*--resume auto.*\n$", program.said)
+    assert re.search(r"steps.py: Process \d was ended by SIGKILL.*--resume auto.*\n$", program.said)
     assert "Traceback" not in program.said
 
 
@@ -351,7 +352,7 @@ def test_a_process_whose_peer_is_killed_ends_with_a_sentence(start, steps):
 def test_torchrun_restarts_a_killed_process_which_goes_on(start, tiny, tmp_path):
     line = f"main_contrast.py {tiny} --epochs 6 --name"
     program = start(f"torchrun --standalone --nproc_per_node 2 --max_restarts 1 {ROOT}/{line} run --resume auto")
-    within(300, (tmp_path / "save/run/current.pth").exists)
+    within(900, (tmp_path / "save/run/current.pth").exists)
     os.kill(children_of(program.process.pid, tmp_path)[-1], signal.SIGKILL)
     assert [other.status() for other in srun(start, f"{line} whole")] == [0, 0]
     assert program.status() == 0, program.said
