@@ -106,7 +106,7 @@ TOGETHER = {
     ("shapes", "PIRL"): dict(head="mlp_bn", bank_momentum=0.1),
     ("shapes", "MoCo"): dict(head="mlp_bn"),
     ("shapes", "CMCv2"): dict(head="mlp_bn"),
-    ("shapes", "SimSiam"): dict(weight_decay=1e-3),
+    ("shapes", "SimSiam"): dict(learning_rate=1.5, weight_decay=1e-6, **_LARS),
     ("shapes", "BYOL"): dict(learning_rate=1.5),
     ("shapes", "SwAV"): dict(epsilon=0.03, queue_size=256),
 }
