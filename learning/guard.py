@@ -114,5 +114,5 @@ def _copy_unless(ok: Tensor, sources: list[Tensor], targets: list[Tensor]) -> No
         nesterov=False,
         maximize=False,
         is_first_step=True,
-        found_inf=ok.float(),
+        found_inf=ok.to(torch.float32),
     )
