@@ -310,7 +310,7 @@ class Store:
         return self.values[key].encode()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(10))
 def test_processes_agree_on_a_step_however_far_apart_they_are(monkeypatch, seed):
     """Here they wait for each other nowhere, so that one may be many steps ahead."""
     chance, store = random.Random(seed), Store()
