@@ -76,7 +76,6 @@ def train_epoch(training, batches, first_step):
         first_step=first_step,
         schedule=training.schedule,
         autocast=build.autocast(training.opt.amp, training.device),
-        scaler=training.scaler,
         guard=training.guard,
         progress=training.progress,
         stop=lambda step: False,
