@@ -27,7 +27,7 @@ def train_epoch(
     progress: Progress,
     stop: Callable[[int], bool],
 ) -> int:
-    """Train on what `loader` has left, `accumulate` batches a step, or until all ranks `stop`; returns the steps done."""
+    """Train on the rest of `loader`, `accumulate` batches a step, or until all ranks `stop`; returns the steps done."""
     method, step = parallel.unwrap(model), first_step
     model.train()
     progress.start_epoch(step)
