@@ -152,15 +152,16 @@ def started(worker, folder, processes):
 
 
 def assert_close(ours, theirs):
-    """Named tensors differ by less than 1e-6 of their norm, or of a millionth of all their norm, if that is more.
+    """Named tensors differ by less than 1e-5 of their norm, or of a millionth of all their norm, if that is more.
 
-    The latter is for gradients that are zero but for rounding: those of biases before a batch norm.
+    The former is for views, which are made in single precision and may differ in its last bits; the latter for
+    gradients that are zero but for rounding: those of biases before a batch norm.
     """
     assert ours.keys() == theirs.keys()
     numbers = {name: x.double() for name, x in ours.items()}
     least = 1e-6 * torch.stack([x.norm() for x in numbers.values()]).norm()
     for name, x in numbers.items():
-        assert (theirs[name].double() - x).norm() <= 1e-6 * max(x.norm(), least), name
+        assert (theirs[name].double() - x).norm() <= 1e-5 * max(x.norm(), least), name
 
 
 def held(folder):
