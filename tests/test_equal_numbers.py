@@ -21,6 +21,7 @@ from torch import Tensor
 from learning import build, checkpoint, parallel
 from learning.interrupt import Interrupt
 from learning.pretraining import pretrain
+from memory.feature_transform import beta_quantiles
 from options import contrast
 from options.presets import METHODS
 from tests.test_training import assert_same_run, equal, records
@@ -53,14 +54,16 @@ LINES = {method: f"--method {method} {SPECIAL.get(method, FT)}" for method in ME
 
 @contextlib.contextmanager
 def precision(dtype):
-    """New tensors have this type, and so has what `float()` makes."""
+    """New tensors have this type, and so has what `float()` makes, tables that are made once included."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
+    beta_quantiles.cache_clear()
     with mock.patch.object(Tensor, "float", lambda x: x.to(dtype)):
         try:
             yield
         finally:
             torch.set_default_dtype(before)
+            beta_quantiles.cache_clear()
 
 
 class Double:
@@ -152,16 +155,15 @@ def started(worker, folder, processes):
 
 
 def assert_close(ours, theirs):
-    """Named tensors differ by less than 1e-5 of their norm, or of a millionth of all their norm, if that is more.
+    """Named tensors differ by less than 1e-6 of their norm, or of a millionth of all their norm, if that is more.
 
-    The former is for views, which are made in single precision and may differ in its last bits; the latter for
-    gradients that are zero but for rounding: those of biases before a batch norm.
+    The latter is for gradients that are zero but for rounding: those of biases before a batch norm.
     """
     assert ours.keys() == theirs.keys()
     numbers = {name: x.double() for name, x in ours.items()}
     least = 1e-6 * torch.stack([x.norm() for x in numbers.values()]).norm()
     for name, x in numbers.items():
-        assert (theirs[name].double() - x).norm() <= 1e-5 * max(x.norm(), least), name
+        assert (theirs[name].double() - x).norm() <= 1e-6 * max(x.norm(), least), name
 
 
 def held(folder):
