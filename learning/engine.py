@@ -23,15 +23,11 @@ def train_epoch(
     accumulate: int = 1,
     schedule: Callable[[int], float],
     autocast: Callable[[], AbstractContextManager],
-    scaler: torch.amp.GradScaler,
     guard: Guard,
     progress: Progress,
     stop: Callable[[int], bool],
 ) -> int:
-    """Train on what `loader` has left, or until `stop(step)`, which answers all ranks alike; returns the steps done.
-
-    A step takes `accumulate` batches; of fewer than that none is made.
-    """
+    """Train on the rest of `loader`, `accumulate` batches a step, or until all ranks `stop`; returns the steps done."""
     method, step = parallel.unwrap(model), first_step
     model.train()
     progress.start_epoch(step)
@@ -40,7 +36,7 @@ def train_epoch(
         lr = _set_rate(optimizer, schedule(step))
         guard.begin()
         optimizer.zero_grad(set_to_none=True)
-        out = _forward_backward(model, [part | {"step": step} for part in parts], autocast, scaler)
+        out = _forward_backward(model, [part | {"step": step} for part in parts], autocast, guard.scaler)
         method.after_backward(step)
         index = [part["index"] for part in parts]
         out = guard.step(out, step, torch.cat(index))

@@ -165,7 +165,6 @@ class Pretraining:
             accumulate=self.opt.accumulate,
             schedule=self.schedule,
             autocast=build.autocast(self.opt.amp, self.device),
-            scaler=self.scaler,
             guard=self.guard,
             progress=self.progress,
             stop=stop,

@@ -97,7 +97,7 @@ class Run:
         """How long the log and the event files are, for a checkpoint to count on: they are on the disk now."""
         self._flush()
         log = self.folder / "log.jsonl"
-        for path in (log, self.folder / "log.txt", *self._events):
+        for path in (log, self.folder / "log.txt", *self._events[-1:]):  # older event files are no longer written to
             checkpoint.sync(path)
         return {"log_bytes": log.stat().st_size, "events": {path.name: path.stat().st_size for path in self._events}}
 

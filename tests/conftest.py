@@ -1,4 +1,4 @@
-"""Settings of the whole suite: one thread, so that tests do not fight over the cores of a busy machine."""
+"""Settings of the whole suite: one thread and no waiting for the disk, for tests on a busy machine."""
 
 import os
 
@@ -9,3 +9,4 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the command lines that test
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+os.fsync = lambda handle: None  # slow on a busy disk; a test can end a process, but not cut the power

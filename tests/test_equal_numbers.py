@@ -21,6 +21,7 @@ from torch import Tensor
 from learning import build, checkpoint, parallel
 from learning.interrupt import Interrupt
 from learning.pretraining import pretrain
+from memory.feature_transform import beta_quantiles
 from options import contrast
 from options.presets import METHODS
 from tests.test_training import assert_same_run, equal, records
@@ -53,14 +54,16 @@ LINES = {method: f"--method {method} {SPECIAL.get(method, FT)}" for method in ME
 
 @contextlib.contextmanager
 def precision(dtype):
-    """New tensors have this type, and so has what `float()` makes."""
+    """New tensors have this type, and so has what `float()` makes, tables that are made once included."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
+    beta_quantiles.cache_clear()
     with mock.patch.object(Tensor, "float", lambda x: x.to(dtype)):
         try:
             yield
         finally:
             torch.set_default_dtype(before)
+            beta_quantiles.cache_clear()
 
 
 class Double:

@@ -76,7 +76,6 @@ def train_epoch(training, batches, first_step):
         first_step=first_step,
         schedule=training.schedule,
         autocast=build.autocast(training.opt.amp, training.device),
-        scaler=training.scaler,
         guard=training.guard,
         progress=training.progress,
         stop=lambda step: False,
@@ -214,13 +213,13 @@ def test_byols_target_follows_by_its_schedule():
 
 
 def test_the_predictor_of_simsiam_keeps_its_learning_rate():
-    training = made("SimSiam", "--epochs 2 --lr 0.4")
+    training = made("SimSiam", "--epochs 2 --lr 0.4 --optimizer sgd --decay_all")
     train_epoch(training, batches("SimSiam"), first_step=8)
     rates = [group["lr"] for group in training.optimizer.param_groups]
     assert rates[0] == pytest.approx(training.schedule(9)) and rates[0] < 0.2 and rates[1] == 0.4
     sizes = [sum(p.numel() for p in group["params"]) for group in training.optimizer.param_groups]
     assert sizes[1] == sum(p.numel() for p in training.method.predictor.parameters())
-    falling = made("SimSiam", "--epochs 2 --lr 0.4 --no_fix_pred_lr")
+    falling = made("SimSiam", "--epochs 2 --lr 0.4 --optimizer sgd --decay_all --no_fix_pred_lr")
     train_epoch(falling, batches("SimSiam"), first_step=8)
     assert len({group["lr"] for group in falling.optimizer.param_groups}) == 1
 

@@ -109,7 +109,7 @@ def test_presets_name_existing_options(layer):
     ],
 )
 def test_methods_are_the_published_ones(method, recipe, head, temperature):
-    options, _, _ = pretrain(f"--method {method}")
+    options, _, _ = pretrain(f"--method {method} --data_folder pictures")
     assert (options.recipe, options.head, options.temperature) == (recipe, head, temperature)
 
 
@@ -464,7 +464,7 @@ def test_json_holds_every_value_and_its_source():
 def test_the_table_tells_every_value_and_its_source():
     options, sources, _ = pretrain("--method MoCo --cosine")
     lines = [line.split(maxsplit=2) for line in base.table(options, sources)]
-    assert ["cosine", "on", "command line"] in lines and ["head", "linear", "method MoCo"] in lines
+    assert ["cosine", "on", "command line"] in lines and ["temperature", "0.07", "method MoCo"] in lines
     assert {line[0] for line in lines} >= set(sources)
 
 

@@ -266,7 +266,6 @@ def test_no_host_reads_between_log_lines(method, amp, granularity):
             first_step=0,
             schedule=training.schedule,
             autocast=build.autocast(amp, training.device),
-            scaler=training.scaler,
             guard=training.guard,
             progress=training.progress,
             stop=lambda step: False,
