@@ -62,11 +62,12 @@ class Run:
         self._text.write(text + "\n")
         self._text.flush()
 
-    def record(self, kind: str, *, epoch: int, step: int, **values: float) -> None:
-        """One object in log.jsonl, one TensorBoard scalar per value: tag `name` per epoch, `kind/name` otherwise."""
+    def record(self, kind: str, *, epoch: int, step: int, **values: float | str) -> None:
+        """One object in log.jsonl, one TensorBoard scalar per number: tag `name` per epoch, `kind/name` otherwise."""
         self._lines.write(json.dumps({"kind": kind, "epoch": epoch, "step": step, **values}) + "\n")
         self._lines.flush()
-        for name, value in values.items():
+        numbers = ((name, value) for name, value in values.items() if not isinstance(value, str))
+        for name, value in numbers:
             self._scalar(name if kind == "epoch" else f"{kind}/{name}", value, epoch if kind == "epoch" else step)
 
     def write_json(self, name: str, content: Any) -> None:
@@ -108,7 +109,7 @@ class SilentRun:
     def __init__(self, folder: Path, log: Callable[[str], None] = lambda text: None):
         self.folder, self.log = folder, log
 
-    def record(self, kind: str, *, epoch: int, step: int, **values: float) -> None: ...
+    def record(self, kind: str, *, epoch: int, step: int, **values: float | str) -> None: ...
 
     def write_json(self, name: str, content: Any) -> None: ...
 
