@@ -241,9 +241,7 @@ def test_a_run_that_learns_nothing_is_told_once(tmp_path, monkeypatch, capsys, f
 
 
 def test_a_sound_run(tmp_path, monkeypatch, capsys, few_pictures):
-    folder = train(
-        tmp_path, "--method SimSiam --feat_dim 64 --lr 0.4 --epochs 3 --warmup_epochs 0 --knn_freq 3"
-    )
+    folder = train(tmp_path, "--method SimSiam --feat_dim 64 --lr 0.4 --epochs 3 --warmup_epochs 0 --knn_freq 3")
     assert not diagnoses(folder) and ask(folder, monkeypatch=monkeypatch) == 0
     printed = capsys.readouterr().out
     assert "3 of 3 epochs" in printed and "feature_std" in printed and "k-NN on the head" in printed
