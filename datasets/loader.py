@@ -5,7 +5,6 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -18,6 +17,7 @@ Batch = dict[str, Tensor]
 Exchange = Callable[[Tensor, Tensor], Tensor]  # this process's rows of a global batch and an order -> its rows of that
 
 WORKER_GONE = ("DataLoader worker (pid", "Pin memory thread")  # what PyTorch's errors contain
+TOGETHER = 32  # images a loader process holds decoded
 ATTEMPTS = 10  # images to try for one sample before the data as a whole are at fault
 
 
@@ -275,18 +275,25 @@ def _end_workers() -> None:
 
 
 class _Crops(Dataset):
+    """Samples as items; asked for a batch of them, it draws numbers for many at a time."""
+
     def __init__(self, source: Source, recipe: Recipe, replace_bad: bool):
         self.source, self.recipe, self.replace_bad = source, recipe, replace_bad
 
-    def __getitem__(self, sample: tuple[int, int]) -> dict[str, int | Tensor | dict[str, str]]:
-        _, key = sample
-        index, image, bad = self.read(*sample)
-        item = {"index": index, "key_draw": key, "bad": bad}
-        if self.source.labels is not None:
-            item["label"] = self.source.labels[index]
-        return item | self.recipe.crop(image, key)
+    def __getitems__(self, samples: list[tuple[int, int]]) -> list[dict[str, int | Tensor | dict[str, str]]]:
+        parts = (samples[i : i + TOGETHER] for i in range(0, len(samples), TOGETHER))
+        return [item for part in parts for item in self._items(part)]
 
-    def read(self, index: int, key: int) -> tuple[int, Image, dict[str, str]]:
+    def _items(self, samples: list[tuple[int, int]]) -> list[dict[str, int | Tensor | dict[str, str]]]:
+        indices, images, bad = zip(*(self.read(*sample) for sample in samples))
+        keys = [key for _, key in samples]
+        columns = {"index": indices, "key_draw": keys, "bad": bad}
+        if self.source.labels is not None:
+            columns["label"] = [self.source.labels[index] for index in indices]
+        columns |= self.recipe.crop(images, torch.tensor(keys))
+        return [dict(zip(columns, row)) for row in zip(*columns.values())]
+
+    def read(self, index: int, key: int) -> tuple[int, Tensor, dict[str, str]]:
         """The image `index` or what replaces it, as its own index and itself; and why others could not be read."""
         bad = {}
         for attempt in range(ATTEMPTS):
