@@ -177,12 +177,15 @@ class _Views:
         """What a batch says of the order of the views that are dealt, if any are."""
         return {"order": order} if self.dealt.looks else {}
 
-    def of_images(self, images: Tensor, index: Tensor, keys: Tensor, order: Tensor, mine: slice) -> Batch:
-        """From uint8 `images` (N, 3, H, W) in memory and a global batch."""
+    def of_images(
+        self, images: Tensor, device: torch.device, index: Tensor, keys: Tensor, order: Tensor, mine: slice
+    ) -> Batch:
+        """On `device`, from uint8 `images` (N, 3, H, W) in memory, there or on the host, and a global batch."""
         views = {}
         for part, rows in ((self.own, mine), (self.dealt, order[mine])):
             if part.looks:
                 chosen = images.index_select(0, index[rows].to(images.device, non_blocking=True))
+                chosen = chosen.to(device, non_blocking=True)
                 views |= part.finish(part.crop_batch(chosen, keys[rows]), keys[rows])
         return views
 
@@ -193,10 +196,11 @@ class _Views:
 
 
 class _Memory:
-    """Batches of a source held in memory: uint8 on the device, cropped and finished there."""
+    """Batches of a source held in memory: uint8, on the device if that has room, and cropped and finished there."""
 
     def __init__(self, source: Source, views: _Views, sampler: KeyedSampler | _InOrder, device: torch.device):
-        self.images, self.labels = source.images.to(device), source.labels
+        home = device if _has_room(device, source.images.nbytes) else "cpu"
+        self.images, self.labels = source.images.to(home), source.labels
         self.bad: dict[str, str] = {}  # nothing here can be
         self.views, self.sampler, self.device = views, sampler, device
 
@@ -207,7 +211,12 @@ class _Memory:
             if self.labels is not None:
                 batch["label"] = self.labels[index[mine]]
             batch = {name: x.to(self.device, non_blocking=True) for name, x in batch.items()}
-            yield batch | self.views.of_images(self.images, index, keys, order, mine)
+            yield batch | self.views.of_images(self.images, self.device, index, keys, order, mine)
+
+
+def _has_room(device: torch.device, size: int) -> bool:
+    """Whether `size` bytes leave most of what is free on the device to training."""
+    return device.type == "cpu" or 4 * size < torch.cuda.mem_get_info(device)[0]
 
 
 class _Files:
