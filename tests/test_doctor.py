@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from datasets.sources import Source
 from learning import build, doctor
+from learning.losses import NCE, InfoNCE
 from learning.pretraining import pretrain
+from memory.task import Negatives, Task
 from options import contrast
 
 ROOT = Path(__file__).parents[1]
@@ -96,16 +99,19 @@ def test_chance_is_the_loss_of_equal_scores(line, chance):
 
 
 def test_chance_and_the_first_loss_are_those_of_the_objectives():
-    torch.manual_seed(0)
-    about = case(f"{FOLDER} --method MoCov2")
-    keys = torch.nn.functional.normalize(torch.randn(4097, 128), dim=1)
-    (negative,), positive = (keys[:1] @ keys[1:].T)[None], torch.ones(1)
-    loss = build.InfoNCE(0.2)(positive, negative, 0).rows.item()
-    assert about.ideal == pytest.approx(loss, abs=0.05) and f"begins near {loss:.1f}" in doctor.expectation(about)
-    assert build.InfoNCE(0.2)(positive, torch.ones_like(negative), 0).rows.item() == pytest.approx(about.chance)
-    noise = case(f"{FOLDER} --method InsDis --loss nce")
-    nce = build.NCE(0.07, tasks=1)(positive, torch.ones_like(negative), 0).rows.item()
-    assert nce == pytest.approx(noise.chance, rel=1e-4)
+    about, noise = case(f"{FOLDER} --method MoCov2"), case(f"{FOLDER} --method InsDis --loss nce")
+    query, *keys = F.normalize(torch.randn(4097, 128, generator=torch.Generator().manual_seed(0)), dim=1).split(
+        [1, 4096]
+    )
+
+    def loss(objective, keys):
+        return objective(Task("image", query, query, (Negatives(keys),)), 0).rows.item()
+
+    assert about.ideal == pytest.approx(loss(InfoNCE(0.2), *keys), abs=0.05)
+    assert f"begins near {about.ideal:.1f}" in doctor.expectation(about)
+    alike = query.repeat(4096, 1)
+    assert about.chance == pytest.approx(loss(InfoNCE(0.2), alike), rel=1e-4)
+    assert noise.chance == pytest.approx(loss(NCE(0.07, tasks=1), alike), rel=1e-4)
 
 
 def test_methods_without_negatives_are_told_what_to_watch():
