@@ -26,6 +26,10 @@ class Objective(nn.Module, abc.ABC):
     def forward(self, positive: Tensor, negative: Tensor, number: int) -> Losses:
         """positive (N,), negative (N, K) scores, -inf where one does not count, of the task with this `number`."""
 
+    def gradients(self, rows: Tensor) -> dict[str, Tensor]:
+        """What `Losses.rows` tell of the mean size of their derivatives, by name, if anything."""
+        return {}
+
     def update(self, constants: Tensor | None) -> None:
         """Learn from a step's `Losses.constant`, (tasks,), once it is over."""
 
@@ -40,6 +44,10 @@ class InfoNCE(Objective):
     def forward(self, positive: Tensor, negative: Tensor, number: int) -> Losses:
         lse = torch.logsumexp(negative / self.temperature, dim=1)  # -log softmax = softplus(lse - positive / T)
         return Losses(F.softplus(lse - positive / self.temperature), lse)
+
+    def gradients(self, rows: Tensor) -> dict[str, Tensor]:
+        """By the positive score: (1 - p) / T where p = exp(-loss) is the positive's share of the softmax."""
+        return {"positive_gradient": -torch.expm1(-rows.detach()).mean() / self.temperature}
 
 
 class NCE(Objective):

@@ -1,6 +1,7 @@
 """A contrastive task: what a memory hands to the loss, and what a feature transformation rewrites."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,12 @@ class Negatives:
         """Inner products (N, K) of `query` (N, D) with each negative; -inf where it is none."""
         scores = query @ self.features.T
         return scores if self.valid is None else scores.masked_fill(~self.valid, -torch.inf)
+
+    def thinned(self, most: int) -> "Negatives":
+        """At most `most` of the features, at evenly spaced places."""
+        every = slice(None, None, math.ceil(len(self.features) / most))
+        masks = (mask if mask is None else mask[:, every] for mask in (self.valid, self.unmixed))
+        return Negatives(self.features[every], *masks)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,10 @@ class Task:
         blocks = [block.scores(self.query) for block in self.negatives]
         blocks = blocks or [self.query.new_empty(len(self.query), 0)]
         return (self.query * self.positive).sum(1), blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
+
+    def thinned(self, most: int) -> "Task":
+        """The same task with at most `most` negatives of every block, at evenly spaced places."""
+        return replace(self, negatives=tuple(block.thinned(most) for block in self.negatives))
 
     @property
     def valid(self) -> Tensor | None:
