@@ -93,8 +93,8 @@ class SwAV(Method):
         lse = (similarity / self.temperature).logsumexp(1)
         loss = (lse - (codes * similarity).sum(1) / self.temperature).mean()
         positive, others = _apart(codes, similarity.detach())
-        others_lse = (others / self.temperature).logsumexp(1)
-        return loss, scores.statistics(positive, others, others_lse, self.temperature, others.isfinite())
+        scored = scores.Scored.of(others, self.temperature, others.isfinite())
+        return loss, scores.statistics(positive, scored, self.temperature)
 
     def _scores(self, codes: Tensor, task: Task) -> tuple[Tensor, Tensor]:
         return _apart(codes, self.prototypes(task.query))
