@@ -21,7 +21,7 @@ from memory.feature_transform import Coefficient, NegativeTransform, PositiveTra
 from memory.stores import Queue
 from memory.task import CHUNK, Negatives, Task
 from tests.test_checkpoints import scalars
-from tests.test_training import FT, HostReads, few_pictures, objects, records, train  # noqa: F401
+from tests.test_training import FT, ROOT, HostReads, few_pictures, objects, records, train  # noqa: F401
 
 DRAWS = Draws(0, 4, torch.arange(6))
 TRANSFORMS = [PositiveTransform(Coefficient(2.0, "sample")), NegativeTransform(Coefficient(1.6, "dim"))]
@@ -167,6 +167,8 @@ def test_log_and_tensorboard_have_the_same_names(tmp_path):
     assert looks[0].keys() == {"kind", "epoch", "step"} | SCORES | CONTRASTIVE | before
     assert {"negative_max", "before_negative_max", "positive_gradient", "queue_age", "feature_std"} <= steps[0].keys()
     assert [line["queue_age"] for line in steps] == pytest.approx([1.25, (1.8 + 1.8) / 2, 1.8])
+    page = (ROOT / "docs" / "running.md").read_text()
+    assert not [name for line in (*steps, *looks) for name in line if f"`{name.removeprefix('before_')}`" not in page]
     tags = scalars(tmp_path / "tb" / "run")
     for kind, lines in (("step", steps), ("scores", looks)):
         for name in lines[0].keys() - {"kind", "epoch", "step"}:
