@@ -15,14 +15,14 @@ from visualization.runs import Run, differing, measures, read_runs  # noqa: E402
 
 
 def options(runs: list[Run]) -> Iterator[list[str]]:
-    yield ["option", *(run.label for run in runs)]
+    yield ["option", *(run.label.replace("\n", "") for run in runs)]
     for name, values in differing(runs).items():
         yield [name, *map(str, values)]
 
 
 def metrics(runs: list[Run]) -> Iterator[list[str]]:
     found = [measures(run) for run in runs]
-    yield ["measure", *(run.label for run in runs)]
+    yield ["measure", *(run.label.replace("\n", "") for run in runs)]
     for name in dict.fromkeys(name for values in found for name in values):
         first = found[0].get(name)
         yield [name, *(_cell(values.get(name), first if values is not found[0] else None) for values in found)]
@@ -41,7 +41,7 @@ def table(rows: list[list[str]]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, such as ./save/NAME; two or more")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, such as ./save/NAME")
     asked = parser.parse_args(argv)
     try:
         if len(asked.runs) < 2:

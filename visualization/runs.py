@@ -74,6 +74,10 @@ class Run:
             self._curves[column] = np.concatenate([_batch_means(path, column) for path in self.files.values()])
         return self._curves[column]
 
+    def scores(self, epoch: int, column: str) -> np.ndarray:
+        """A column of an epoch's score file, (steps, batch); "step" (steps,)."""
+        return _read_scores(self.files[epoch], column)[0]
+
     def logged(self, kind: str, value: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of every log record of `kind` that holds `value`; both (R,)."""
         records = [record for record in self.log if record.get("kind") == kind and value in record]
@@ -224,6 +228,12 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for run in runs for name in run.options if name not in PLACE)
     values = {name: [run.options.get(name) for run in runs] for name in names}
     return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
+
+
+def chosen(run: Run) -> dict[str, list[Any]]:
+    """The options that are not the default, as `differing` has them."""
+    names = [name for name, origin in run.origins.items() if origin != "default" and name not in PLACE]
+    return {name: [run.options[name]] for name in names}
 
 
 def measures(run: Run) -> dict[str, float]:
