@@ -12,6 +12,8 @@ CELLS = (40, 60)  # of a landscape, over score and time
 QUERIES = 400_000  # read for a landscape at most
 PUBLISHED_QUEUE = 65536
 Shares = dict[str, np.ndarray]  # "positive", "negative", "before_positive", "before_negative" -> (B,), sum 1
+# Values by row, from the bottom up, and column, nan where nothing is; the ranges of columns and rows.
+Landscape = tuple[np.ndarray, tuple[float, float], tuple[float, float]]
 Moment = tuple[int, np.ndarray, Shares]  # step, middles of the bins (B,), shares
 
 
@@ -24,39 +26,37 @@ def moments(run: Run) -> list[Moment]:
     return [_saved(run, epochs[i]) for i in _spread(len(epochs))]
 
 
-def gradient_landscape(run: Run, *, before: bool = False) -> np.ndarray | None:
-    """InfoNCE's mean gradient |dL / d positive score| = (1 - p) / T in cells of positive score (rows, upwards) and step
-    (columns), nan where no query was, and the ranges of both; None without the columns it follows from.
+def gradient_landscape(run: Run, *, before: bool = False) -> Landscape | None:
+    """InfoNCE's mean gradient |dL / d positive score| = (1 - p) / T by step and positive score; None where a column is
+    missing that it follows from.
 
     p = exp(s / T) / (exp(s / T) + K * mean exp(negative / T)). K and T are the run's; where it does not tell, K is the
     published queue and T follows from the columns.
     """
-    prefix = "before_" if before else ""
-    names = [prefix + name for name in ("positive", "positive_logit", "negative_logmeanexp")]
+    names = ["before_" * before + name for name in ("positive", "positive_logit", "negative_logmeanexp")]
     if not run.columns.issuperset(names) or run.options.get("loss") == "nce":
         return None
-    stride = math.ceil(sum(run.scores(epoch, "step").size for epoch in run.files) * _batch(run) / QUERIES)
+    stride = math.ceil(len(run.steps) * run.scores(min(run.files), names[0]).shape[1] / QUERIES)
     parts = [[run.scores(epoch, name)[::stride] for epoch in run.files] for name in ("step", *names)]
     step, positive, logit, negative = (np.concatenate(part).astype(np.float64) for part in parts)
     temperature = run.options.get("temperature") or np.median(positive / logit)
     gradient = 1 / (1 + np.exp(logit - negative - math.log(_negatives(run)))) / temperature
     ranges = np.quantile(positive, (0.002, 0.998)) + (-1e-6, 1e-6), (step[0] - 0.5, step[-1] + 0.5)
+    cells = {"bins": (CELLS[0], min(CELLS[1], len(step))), "range": ranges}
     places = positive.ravel(), np.repeat(step, positive.shape[1])
-    cells = CELLS[0], min(CELLS[1], len(step))
-    total, count = (
-        np.histogram2d(*places, bins=cells, range=ranges, weights=weight)[0] for weight in (gradient.ravel(), None)
-    )
-    return np.divide(total, count, out=np.full(cells, np.nan), where=count > 0), *map(tuple, ranges)
+    total, *_ = np.histogram2d(*places, weights=gradient.ravel(), **cells)
+    count, *_ = np.histogram2d(*places, **cells)
+    return np.divide(total, count, out=np.full(cells["bins"], np.nan), where=count > 0), ranges[1], tuple(ranges[0])
 
 
-def layer_gradients(run: Run) -> tuple[list[str], np.ndarray, np.ndarray] | None:
-    """Layers, log10 of their gradient norms (layers, records) and the steps (records,); None where none were logged."""
+def layer_gradients(run: Run) -> Landscape | None:
+    """log10 of the gradient norm by step and layer, counted from the input; None where none were logged."""
     records = [record for record in run.log if record.get("kind") == "gradients"]
     if not records:
         return None
-    names = list(records[-1]["norms"])
-    norms = [[record["norms"].get(name, 0) for record in records] for name in names]
-    return names, np.log10(np.maximum(norms, 1e-12)), np.array([record["step"] for record in records])
+    norms = np.array([list(record["norms"].values()) for record in records]).T
+    steps = (records[0]["step"], records[-1]["step"] + 1)
+    return np.log10(np.maximum(norms, 1e-12)), steps, (0.5, len(norms) + 0.5)
 
 
 def _spread(count: int) -> list[int]:
@@ -82,10 +82,6 @@ def _saved(run: Run, epoch: int) -> Moment:
             density = (np.exp(-(((middles - mean[:, None]) / width) ** 2) / 2) / width).sum(0)
             shares[f"{prefix}negative"] = density / density.sum()
     return int(run.scores(epoch, "step")[-1]), middles, shares
-
-
-def _batch(run: Run) -> int:
-    return run.scores(min(run.files), "positive").shape[1]
 
 
 def _negatives(run: Run) -> int:

@@ -3,6 +3,7 @@
 import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from string import Template
@@ -21,7 +22,7 @@ CURVES = {
     ("step", "loss"): ("Training loss", "Near log(1 + negatives) nothing is learned. It rises while a queue fills."),
     ("step", "contrast_acc"): (
         "Contrast accuracy",
-        "How often the positive beats every negative. Near 1: is there a leak?",
+        "How often the positive beats every negative. Near 1: a leak?",
     ),
     ("knn", "backbone_top1"): ("k-NN on the backbone (%)", "What the features are worth; the curve to trust."),
     ("knn", "head_top1"): ("k-NN on the head (%)", "Of the space in which the loss works."),
@@ -43,13 +44,16 @@ HINTS = {
     "negative_mean": "Near 0 where features fill the sphere; near 1 in a collapse.",
     "positive_mean": "High means easy positives. FT lowers it at once, and learning answers.",
 }
-SIDE_BY_SIDE = "The first run in front. Look for a shape that is unlike the others."
+DOTTED = "Dotted: before feature transformation."
+UPRIGHT = "it starts, or the learning rate drops."
+DEPTH = "The first run in front. Look for a shape that is unlike the others."
 RIDGES = "Time runs downwards, from step to step; each ridge is scaled to its own peak."
 LANDSCAPE = "Bright pairs move the encoder. Look whether brightness stays, or dies after the first epochs."
-LAYERS = "log10 of each layer's gradient norm. Rows that go dark have stopped learning."
+LAYERS = "log10 of each layer's gradient norm. Upwards: from the input to the head. Dark rows have stopped learning."
 VIEWS = "The image, then what training sees of it in its first epoch: a row must stay recognisable."
-NEIGHBOURS = "An image of the evaluation set, then those most similar by the backbone, the nearest first."
+NEIGHBOURS = "An image of the training set, then those most similar by the backbone, the nearest first."
 MAP = "The backbone's features on their two principal axes; a colour is a class. Islands are what k-NN finds."
+Read = Callable[[Run, bool], tuple[np.ndarray, np.ndarray] | None]
 
 
 @dataclass(frozen=True)
@@ -72,15 +76,15 @@ def page(runs: Sequence[Run], pictures: Sequence[Pictures | str], command: str) 
         "Scores over time": _distributions(runs),
         "Paper figures": _paper(runs),
         "Gradient landscape": _landscapes(runs),
-        "Pictures": _pictures(runs, pictures),
+        "Pictures": "".join(_pictures(*each) for each in zip(runs, _heads(runs), range(len(runs)), pictures)),
     }
     parts = [(title.lower().replace(" ", "-"), title, body) for title, body in sections.items() if body]
     chips = [f'<button value="r{i}" aria-pressed="true">{head}</button>' for i, head in enumerate(_heads(runs))]
     values = {
         "title": f"{len(runs)} runs compared" if len(runs) > 1 else _name(runs[0]),
-        "lead": f'<p class="lead">{" · ".join(dict.fromkeys(filter(None, map(_about, runs))))}</p>',
+        "lead": " · ".join(dict.fromkeys(filter(None, map(_about, runs)))),
         "contents": "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in parts),
-        "chips": "".join(chips) if len(runs) > 1 else "",
+        "chips": "".join(chips),
         "body": "".join(f'<section id="{key}"><h2>{title}</h2>{body}</section>' for key, title, body in parts),
         "colors": _palette(runs),
         "command": escape(command),
@@ -90,7 +94,7 @@ def page(runs: Sequence[Run], pictures: Sequence[Pictures | str], command: str) 
 
 
 def _palette(runs: Sequence[Run]) -> str:
-    """The figures' colours by run, in the dark mixed with white; of a page's own, those of positives and negatives."""
+    """The figures' colours by run, and of positives and negatives; in the dark mixed with white."""
     found = {f"r{i}": to_hex(color) for i, (_, color) in enumerate(colored(runs))}
     found |= {"positive": PALETTE[0], "negative": PALETTE[1]}
     return "\n".join(f".{n} {{ --color: color-mix(in srgb, {c}, white var(--tint)); }}" for n, c in found.items())
@@ -100,29 +104,21 @@ def _name(run: Run) -> str:
     return escape(run.label.replace("\n", ""))
 
 
-def _dot(place: int) -> str:
-    return f'<i class="r{place}"></i>'
+def _heads(runs: Sequence[Run]) -> list[str]:
+    return [f'<i class="r{i}"></i> {_name(run)}' for i, run in enumerate(runs)]
 
 
 def _about(run: Run) -> str:
-    get = run.options.get
-    ft = " with feature transformation" if run.options and run.transforms else ""
-    what = f"{get('method')}{ft} on {get('dataset')}, {get('arch')}" if run.options else ""
-    return escape(", ".join(filter(None, [what, run.accuracy])))
+    told = [str(run.options[name]) for name in ("method", "dataset", "arch") if name in run.options]
+    ft = ["feature transformation"] if run.options and run.transforms else []
+    return escape(", ".join(filter(None, [*told, *ft, run.accuracy])))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are HTML."""
-    body = "".join(f'<tr><td class="key">{row[0]}</td>{"".join(f"<td>{x}</td>" for x in row[1:])}</tr>' for row in rows)
-    return f'<div class="scroll"><table><tr>{"".join(f"<th>{x}</th>" for x in head)}</tr>{body}</table></div>'
-
-
-def _heads(runs: Sequence[Run]) -> list[str]:
-    return [f"{_dot(i)} {_name(run)}" for i, run in enumerate(runs)]
-
-
-def _folded(title: str, content: str) -> str:
-    return f"<details><summary>{title}</summary>{content}</details>"
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], folded: str = "") -> str:
+    """Cells are HTML; "" without rows; `folded`: under this title, to be opened."""
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    table = f'<div class="scroll"><table><tr>{"".join(f"<th>{cell}</th>" for cell in head)}</tr>{body}</table></div>'
+    return (f"<details><summary>{folded}</summary>{table}</details>" if folded else table) if rows else ""
 
 
 def _figure(title: str, hint: str, drawing: str, style: str = "") -> str:
@@ -134,71 +130,52 @@ def _panels(intro: str, figures: Sequence[str]) -> str:
 
 
 def _results(runs: Sequence[Run]) -> str:
-    found = [measures(run) for run in runs]
-
-    def table(accuracies: bool) -> str:
-        names = dict.fromkeys(name for values in found for name in values if (", " in name) is accuracies)
-        rows = [[name, *(svg.number(values[name]) if name in values else "–" for values in found)] for name in names]
-        return _table(["", *_heads(runs)], rows) if rows else ""
-
+    found, heads = [measures(run) for run in runs], ["", *_heads(runs)]
+    names = dict.fromkeys(name for values in found for name in values)
+    rows = {name: [svg.number(values[name]) if name in values else "–" for values in found] for name in names}
+    top1, rest = ([[name, *x] for name, x in rows.items() if (", " in name) is wanted] for wanted in (True, False))
     intro = "Top-1 accuracy in %. Quote the last: the best of several epochs was picked on the test images."
-    if not table(True):
+    if not top1:
         intro = "No evaluation lies beside the run; <code>python main_linear.py --ckpt RUN</code> makes one."
-    return f"<p>{intro}</p>{table(True)}{_folded('Averages of the last epoch', table(False))}"
+    return f"<p>{intro}</p>{_table(heads, top1)}{_table(heads, rest, 'Averages of the last epoch')}"
 
 
 def _options(runs: Sequence[Run]) -> str:
-    every = {
-        name: [run.options.get(name) for run in runs] for name in dict.fromkeys(n for r in runs for n in r.options)
-    }
-    if not every:
-        return ""
-    if len(runs) > 1:
-        told, intro = differing(runs), "The options in which the runs differ."
-    else:
+    told, intro = differing(runs), "The options in which the runs differ."
+    if len(runs) == 1:
         told, intro = chosen(runs[0]), "The options that are not the default."
-
-    def table(options: dict[str, Sequence]) -> str:
-        return _table(
-            ["", *_heads(runs)], [[name, *(escape(str(x)) for x in values)] for name, values in options.items()]
-        )
-
+    every = {name: [run.options.get(name) for run in runs] for name in runs[0].options}
     rest = {name: values for name, values in every.items() if name not in told}
-    return f'<p>{intro}</p><div class="columns">{table(told)}</div>{_folded("All other options", table(rest))}'
+    tables = ([[name, *(escape(str(x)) for x in xs)] for name, xs in rows.items()] for rows in (told, rest))
+    heads, shape = ["", *_heads(runs)], "columns" if len(runs) == 1 else ""
+    shown, hidden = _table(heads, next(tables)), _table(heads, next(tables), "All other options")
+    return f'<p>{intro}</p><div class="{shape}">{shown}</div>{hidden}' if shown else ""
 
 
 def _diagnosis(runs: Sequence[Run]) -> str:
     found = [(i, record) for i, run in enumerate(runs) for record in run.log if record.get("kind") == "diagnosis"]
-    cells = [[f"{_dot(i)} {escape(r['name'])}", escape(r["evidence"]), escape(r["advice"])] for i, r in found]
-    return f"<p>What the run noticed about itself.</p>{_table(['', 'evidence', 'advice'], cells)}" if found else ""
+    names = ("name", "evidence", "advice")
+    return _table(names, [[f'<i class="r{i}"></i>' * (n == "name") + escape(r[n]) for n in names] for i, r in found])
 
 
-def _lines(
-    runs: Sequence[Run], read: Callable[[Run, bool], tuple[np.ndarray, np.ndarray] | None], befores: Sequence[bool]
-) -> list[svg.Line]:
-    """The line that `read` makes of every run's scores after FT, before it, or both; None where there is none."""
+def _lines(runs: Sequence[Run], read: Read) -> list[svg.Line]:
+    """The lines that `read` makes of every run, of one with FT before it as well; None where there is nothing."""
     return [
         svg.Line(run.label.replace("\n", "") + " before FT" * before, f"r{i}" + " before" * before, *found)
         for i, run in enumerate(runs)
-        for before in befores
-        if (run.transforms or not before) and (found := read(run, before)) is not None
+        for before in ((False, True) if run.transforms else (False,))
+        if (found := read(run, before)) is not None
     ]
 
 
-def _logged(kind: str, value: str) -> Callable[[Run, bool], tuple[np.ndarray, np.ndarray] | None]:
-    def read(run: Run, before: bool) -> tuple[np.ndarray, np.ndarray] | None:
-        steps, values = run.logged(kind, f"before_{value}" if before else value)
-        return thinned(steps, values, POINTS) if len(steps) else None
-
-    return read
+def _logged(kind: str, value: str, run: Run, before: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    steps, values = run.logged(kind, f"before_{value}" if before else value)
+    return thinned(steps, values, POINTS) if len(steps) else None
 
 
-def _saved(statistic: str) -> Callable[[Run, bool], tuple[np.ndarray, np.ndarray] | None]:
-    def read(run: Run, before: bool) -> tuple[np.ndarray, np.ndarray] | None:
-        values = run.curve(statistic, before=before)
-        return None if values is None else drawable(run.steps, values, POINTS)
-
-    return read
+def _saved(statistic: str, run: Run, before: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    values = run.curve(statistic, before=before)
+    return None if values is None else drawable(run.steps, values, POINTS)
 
 
 def _marks(runs: Sequence[Run]) -> dict[str, set[float]]:
@@ -207,22 +184,15 @@ def _marks(runs: Sequence[Run]) -> dict[str, set[float]]:
 
 
 def _curves(runs: Sequence[Run]) -> str:
-    marks, drawn = _marks(runs), {}
-    for (kind, value), about in CURVES.items():
-        if lines := _lines(runs, _logged(kind, value), (False, True)):
-            drawn[value] = about, lines
-    figures = [_figure(*about, svg.chart(lines, marks)) for about, lines in drawn.values()]
+    found = {(value, *about): _lines(runs, partial(_logged, kind, value)) for (kind, value), about in CURVES.items()}
+    figures = [_figure(*about, svg.chart(lines, _marks(runs))) for (_, *about), lines in found.items() if lines]
     rows = [
-        [f'{value} <i class="{line.style}"></i> {escape(line.label)}', *map(svg.number, _ends(line.values))]
-        for value, (_, lines) in drawn.items()
+        [value, f'<i class="{line.style}"></i> {escape(line.label)}', *(svg.number(x) for x in _ends(line.values))]
+        for (value, *_), lines in found.items()
         for line in lines
     ]
-    numbers = _folded("Numbers", _table(["", "first", "last", "lowest", "highest"], rows))
-    intro = (
-        "As logged while training. Dotted: the scores before feature transformation. Upright lines: it starts, or the "
-        "learning rate drops."
-    )
-    return _panels(intro, figures) + numbers if figures else ""
+    numbers = _table(["", "", "first", "last", "lowest", "highest"], rows, "Numbers")
+    return _panels(f"As logged while training. {DOTTED} Upright lines: {UPRIGHT}", figures) + numbers
 
 
 def _ends(values: np.ndarray) -> tuple[float, ...]:
@@ -230,29 +200,22 @@ def _ends(values: np.ndarray) -> tuple[float, ...]:
 
 
 def _paper(runs: Sequence[Run]) -> str:
-    """Needs score files."""
-    marks, figures = _marks(runs), []
-    for when, befores in (("", [False]), (", before FT", [True])):
-        for statistic in STATISTICS:
-            if lines := _lines(runs, _saved(statistic), befores):
-                figures.append(_figure(TITLES[statistic] + when, HINTS[statistic], svg.chart(lines, marks)))
-    for statistic in STATISTICS:
-        lines = _lines(runs, _saved(statistic), (False, True))
-        if len(lines) > 1:
-            figures.append(_figure(f"{TITLES[statistic]}, in depth", SIDE_BY_SIDE, svg.waterfall(lines)))
-    intro = "Every training step, as the mean over its batch, after the paper's figures."
-    return _panels(intro, figures)
+    lines = {name: found for name in STATISTICS if (found := _lines(runs, partial(_saved, name)))}
+    flat = [_figure(TITLES[name], HINTS[name], svg.chart(found, _marks(runs))) for name, found in lines.items()]
+    deep = [
+        _figure(f"{TITLES[name]}, in depth", DEPTH, svg.waterfall(found))
+        for name, found in lines.items()
+        if len(found) > 1
+    ]
+    return _panels(f"Every step, as the mean over its batch, after the figures of the paper. {DOTTED}", flat + deep)
 
 
 def _distributions(runs: Sequence[Run]) -> str:
     found = {i: rows for i, run in enumerate(runs) if (rows := moments(run))}
-    visible = [bins[share > 0.002] for rows in found.values() for _, bins, shares in rows for share in shares.values()]
-    drawn = {i: svg.ridges(rows, svg.span(visible)) for i, rows in found.items()}
-    return _panels(
-        '<i class="positive"></i> Positives, <i class="negative"></i> negatives; dotted: before feature transformation. '
-        "Learning draws the two apart; where they overlap, pairs are confused.",
-        [_figure(_name(runs[i]), RIDGES, drawing, f"r{i}") for i, drawing in drawn.items()],
-    )
+    seen = [bins[share > 0.002] for rows in found.values() for _, bins, shares in rows for share in shares.values()]
+    figures = [_figure(_name(runs[i]), RIDGES, svg.ridges(rows, svg.span(seen)), f"r{i}") for i, rows in found.items()]
+    kinds = '<i class="positive"></i> Positives and <i class="negative"></i> negatives'
+    return _panels(f"{kinds}. {DOTTED} Learning draws the two apart; where they overlap, pairs are confused.", figures)
 
 
 def _landscapes(runs: Sequence[Run]) -> str:
@@ -260,35 +223,22 @@ def _landscapes(runs: Sequence[Run]) -> str:
     for i, run in enumerate(runs):
         for before in (False, True) if run.shows_before else (False,):
             if found := gradient_landscape(run, before=before):
-                grid, score, steps = found
                 title = _name(run) + ", before FT" * before
-                figures.append(_figure(title, LANDSCAPE, svg.heat(grid, steps, score), f"r{i}"))
+                figures.append(_figure(title, LANDSCAPE, svg.heat(*found), f"r{i}"))
         if found := layer_gradients(run):
-            names, norms, steps = found
-            drawing = svg.heat(norms, svg.span([steps]), (0, 1), names)
-            figures.append(_figure(f"{_name(run)}, by layer", LAYERS, drawing, f"r{i}"))
+            figures.append(_figure(f"{_name(run)}, by layer", LAYERS, svg.heat(*found), f"r{i}"))
     return _panels(
-        "How strongly a positive pair is pulled, depending on its score (upwards) and on when (to the right): "
-        "|∂loss / ∂positive score|, from the recorded scores. Dark cells have been learned and give little.",
+        "How strongly a positive pair is pulled, by its score (upwards) and by step (to the right): |∂loss / ∂positive "
+        "score|, from the recorded scores. Dark cells are learned and give little.",
         figures,
     )
 
 
-def _pictures(runs: Sequence[Run], pictures: Sequence[Pictures | str]) -> str:
-    parts = []
-    for i, (run, found) in enumerate(zip(runs, pictures)):
-        if isinstance(found, str):
-            parts.append(f'<p class="note r{i}">{_name(run)}: {escape(found)}</p>')
-            continue
-        views, neighbours = (f'<img class="sheet" alt="" src="{svg.data_uri(x, "webp")}">' for x in found.sheets)
-        figures = [_figure("Views", VIEWS, views), _figure("Neighbours", NEIGHBOURS, neighbours)]
-        figures.append(_figure("Map", MAP, _map(found)))
-        head = f"<h3>{_dot(i)} {_name(run)}</h3>" if len(runs) > 1 else ""
-        parts.append(f'<div class="r{i}">{head}<div class="panels">{"".join(figures)}</div></div>')
-    return f"<p>What goes in, and what the trained encoder makes of it.</p>{''.join(parts)}" if parts else ""
-
-
-def _map(found: Pictures) -> str:
-    names = [found.classes[label] for label in found.labels]
+def _pictures(run: Run, head: str, place: int, found: Pictures | str) -> str:
+    if isinstance(found, str):
+        return f'<p class="r{place}">{_name(run)}: {escape(found)}</p>'
+    views, neighbours = (f'<img class="sheet" alt="" src="{svg.data_uri(x, "webp")}">' for x in found.sheets)
     colors = [f"hsl({360 * label / len(found.classes):.0f} 62% 55%)" for label in found.labels]
-    return svg.scatter(found.points, colors, names)
+    plane = svg.scatter(found.points, colors, [found.classes[label] for label in found.labels])
+    figures = _figure("Views", VIEWS, views), _figure("Neighbours", NEIGHBOURS, neighbours), _figure("Map", MAP, plane)
+    return f'<div class="r{place}"><h3>{head}</h3><div class="panels">{"".join(figures)}</div></div>'

@@ -62,25 +62,23 @@ def chart(lines: Sequence[Line], marks: Mapping[str, Iterable[float]] | None = N
         for step in steps
     ]
     paths = [
-        f'<path class="line {line.style}" data-label="{escape(line.label)}" '
+        f'<path class="line {line.style}{" dot" * (len(line.steps) == 1)}" data-label="{escape(line.label)}" '
         f'd="{_path(_at(line.steps, x, LEFT, RIGHT), _at(line.values, y, BOTTOM, TOP))}"/>'
         for line in lines
     ]
     return _framed(x, y, "".join(verticals + paths), "chart")
 
 
-def heat(values: np.ndarray, x: Range, y: Range, names: Sequence[str] = ()) -> str:
-    """(rows, columns) from the bottom up, nan left out, and what colours mean; `names` of the rows in place of y."""
-    low, high = span([values])
+def heat(values: np.ndarray, x: Range, y: Range) -> str:
+    """(rows, columns) from the bottom up, nan left out, and what the colours mean."""
+    low, high = span([np.nanquantile(values, (0.02, 0.98))])  # a few cells do not take all the colours
     colors = matplotlib.colormaps["viridis"](np.clip((values - low) / (high - low), 0, 1))
     colors[..., 3] = np.isfinite(values)
     box = f'x="{LEFT}" y="{TOP}" width="{RIGHT - LEFT}" height="{BOTTOM - TOP}"'
     stretched = f'<image {box} preserveAspectRatio="none" href="{image(colors[::-1])}"/>'
-    places = np.linspace(BOTTOM, TOP, 2 * len(names) + 1)[1::2] + 3
-    labels = "".join(f'<text class="y" x="{LEFT - 4}" y="{p:.1f}">{escape(n)}</text>' for p, n in zip(places, names))
     scale = image(np.tile(matplotlib.colormaps["viridis"](np.linspace(0, 1, 64)), (2, 1, 1)))
     key = f'<p class="scale">{number(low)} <img alt="" src="{scale}"> {number(high)}</p>'
-    return _framed(x, None if names else y, stretched + labels, "heat") + key
+    return _framed(x, y, stretched, "heat") + key
 
 
 def ridges(rows: Sequence[tuple[int, np.ndarray, Mapping[str, np.ndarray]]], x: Range) -> str:
@@ -157,13 +155,12 @@ def _x_axis(x: Range, bottom: float, right: float = RIGHT) -> str:
     return f'<path class="axis" d="M{LEFT} {bottom:.1f}H{right}"/>{"".join(labels)}'
 
 
-def _framed(x: Range, y: Range | None, content: str, kind: str) -> str:
-    rows = [(_at(value, y, BOTTOM, TOP), name) for value, name in (_ticks(y) if y else [])]
+def _framed(x: Range, y: Range, content: str, kind: str) -> str:
     grid = "".join(
         f'<path class="grid" d="M{LEFT} {at}H{RIGHT}"/><text class="y" x="{LEFT - 4}" y="{at + 3.5:.1f}">{name}</text>'
-        for at, name in rows
+        for at, name in ((_at(value, y, BOTTOM, TOP), name) for value, name in _ticks(y))
     )
-    scales = {"x": f"{x[0]:.9g} {x[1]:.9g}"} | ({"y": f"{y[0]:.9g} {y[1]:.9g}"} if y else {})
+    scales = {"x": f"{x[0]:.9g} {x[1]:.9g}", "y": f"{y[0]:.9g} {y[1]:.9g}"}
     return _svg(grid + content + _x_axis(x, BOTTOM), kind, HEIGHT, scales)
 
 
