@@ -212,7 +212,7 @@ def _paper(runs: Sequence[Run]) -> str:
 
 def _distributions(runs: Sequence[Run]) -> str:
     found = {i: rows for i, run in enumerate(runs) if (rows := moments(run))}
-    seen = [bins[share > 0.002] for rows in found.values() for _, bins, shares in rows for share in shares.values()]
+    seen = [bins[share > 0.01] for rows in found.values() for _, bins, shares in rows for share in shares.values()]
     figures = [_figure(_name(runs[i]), RIDGES, svg.ridges(rows, svg.span(seen)), f"r{i}") for i, rows in found.items()]
     kinds = '<i class="positive"></i> Positives and <i class="negative"></i> negatives'
     return _panels(f"{kinds}. {DOTTED} Learning draws the two apart; where they overlap, pairs are confused.", figures)
@@ -228,8 +228,8 @@ def _landscapes(runs: Sequence[Run]) -> str:
         if found := layer_gradients(run):
             figures.append(_figure(f"{_name(run)}, by layer", LAYERS, svg.heat(*found), f"r{i}"))
     return _panels(
-        "How strongly a positive pair is pulled, by its score (upwards) and by step (to the right): |∂loss / ∂positive "
-        "score|, from the recorded scores. Dark cells are learned and give little.",
+        "How strongly a positive pair is pulled, by its score (upwards) and by step (to the right): the size of "
+        "∂loss / ∂positive score, from the recorded scores. Dark cells are learned and give little.",
         figures,
     )
 
