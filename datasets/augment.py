@@ -1,7 +1,7 @@
 """Geometry for whole batches, with parameters of its own for every sample.
 
-Cropping, resizing, flipping and blurring are all linear and separable: each is a matrix acting on the rows of an image
-and one acting on its columns. `separable` applies them; the other functions build them.
+Cropping, resizing and flipping are linear and separable: each is a matrix acting on the rows of an image and one acting
+on its columns. `separable` applies them; the other functions build them.
 """
 
 import math
@@ -13,15 +13,20 @@ ATTEMPTS = 10
 
 
 def random_resized_crop_boxes(
-    u: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    u: Tensor,
+    height: int | Tensor,
+    width: int | Tensor,
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Tensor:
-    """Boxes distributed as those of torchvision's RandomResizedCrop.
+    """Boxes distributed as those of torchvision's RandomResizedCrop, of images of `height` and `width`, or (N,) each.
 
     u (N, 2 * ATTEMPTS + 2) uniform in [0, 1). Each attempt proposes an area (uniform in `scale`, as a fraction of the
     image) and an aspect ratio (log-uniform in `ratio`); the first box that fits is placed uniformly. If none fits, it
     is the largest central box with an allowed ratio. Returns (N, 4) int64: top, left, height, width.
     """
     u = u.double()
+    height, width = (torch.as_tensor(side).view(-1, 1) for side in (height, width))
     area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:, :ATTEMPTS])
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = (low + (high - low) * u[:, ATTEMPTS:-2]).exp()
@@ -29,13 +34,15 @@ def random_resized_crop_boxes(
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.int().argmax(1, keepdim=True)
     w, h = w.gather(1, first).squeeze(1), h.gather(1, first).squeeze(1)
+    height, width = height.squeeze(1), width.squeeze(1)
     box = torch.stack([u[:, -2] * (height - h + 1), u[:, -1] * (width - w + 1), h, w], dim=1).long()
-    return torch.where(fits.any(1, keepdim=True), box, torch.tensor(_central_box(height, width, ratio)))
+    return torch.where(fits.any(1, keepdim=True), box, _central_boxes(height, width, ratio))
 
 
-def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-    h, w = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
-    return (height - h) // 2, (width - w) // 2, h, w
+def _central_boxes(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> Tensor:
+    h = torch.minimum(height, (width.double() / ratio[0]).round().long())
+    w = torch.minimum(width, (height.double() * ratio[1]).round().long())
+    return torch.stack([(height - h) // 2, (width - w) // 2, h, w], dim=1)
 
 
 def crop_matrices(boxes: Tensor, flip: Tensor, height: int, width: int, size: int) -> tuple[Tensor, Tensor]:
@@ -61,22 +68,6 @@ def _resize_matrix(start: Tensor, length: Tensor, size_in: int, size_out: int) -
     centre = start + (torch.arange(size_out, device=start.device).view(1, -1, 1) + 0.5) * step
     weight = (1 - (place + 0.5 - centre).abs() / step.clamp(min=1)).clamp(min=0)
     weight = weight * ((place >= start) & (place < start + length))
-    return weight / weight.sum(2, keepdim=True)
-
-
-def blur_matrices(sigma: Tensor, size: int) -> Tensor:
-    """Gaussian blur with reflected borders along one side of length `size`, for `separable`.
-
-    sigma (N,) in pixels, 0 leaves the image as it is; the Gaussian reaches as far as it exceeds e^-20 of its peak
-    (6.3 sigma). Returns (N, size, size).
-    """
-    place, last = torch.arange(size, device=sigma.device), size - 1
-    target, source = place.view(-1, 1), place.view(1, -1)
-    exponent = torch.arange(2 * size - 1, device=sigma.device) ** 2 / (2 * sigma.clamp(min=1e-3).unsqueeze(1) ** 2)
-    by_distance = (-exponent).exp().masked_fill(exponent > 20, 0)  # a table: one exponential per distance, not per pair
-    weight = by_distance[:, (target - source).abs()]
-    weight += by_distance[:, target + source] * (source > 0)  # mirrored at the first pixel
-    weight += by_distance[:, 2 * last - target - source] * (source < last)  # and at the last
     return weight / weight.sum(2, keepdim=True)
 
 

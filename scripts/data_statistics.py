@@ -44,7 +44,8 @@ def pictures(source: Source, limit: int) -> Iterator[Image.Image]:
     for index in hash64(torch.arange(len(source)), "statistics").argsort()[:limit].sort().values.tolist():
         image = source.images[index]
         try:
-            yield Image.fromarray(image.permute(1, 2, 0).numpy()) if source.in_memory else read_image(image)
+            image = image if source.in_memory else read_image(image)
+            yield Image.fromarray(image.permute(1, 2, 0).numpy())
         except ValueError as error:
             print(f"data_statistics.py: {error}", file=sys.stderr)
 
