@@ -37,7 +37,7 @@ def gradient_landscape(run: Run, *, before: bool = False) -> Landscape | None:
     if not run.columns.issuperset(names) or run.options.get("loss") == "nce":
         return None
     stride = math.ceil(len(run.steps) * run.scores(min(run.files), names[0]).shape[1] / QUERIES)
-    parts = [[run.scores(epoch, name)[::stride] for epoch in run.files] for name in ("step", *names)]
+    parts = [[run.scores(epoch, name)[::stride].copy() for epoch in run.files] for name in ("step", *names)]
     step, positive, logit, negative = (np.concatenate(part).astype(np.float64) for part in parts)
     temperature = run.options.get("temperature") or np.median(positive / logit)
     gradient = 1 / (1 + np.exp(logit - negative - math.log(_negatives(run)))) / temperature
