@@ -228,9 +228,8 @@ def _landscapes(runs: Sequence[Run]) -> str:
         if found := layer_gradients(run):
             figures.append(_figure(f"{_name(run)}, by layer", LAYERS, svg.heat(*found), f"r{i}"))
     return _panels(
-        "How strongly a positive pair is pulled, by its score (upwards) and by step (to the right): the size of ∂loss / "
-        "∂positive score, from the recorded scores. Purple pairs are learned and give little; where nothing is drawn, no "
-        "pair scored.",
+        "How strongly a positive pair is pulled, by score (upwards) and step (to the right): the size of ∂loss / "
+        "∂positive score, from the recorded scores. Purple pairs are learned and give little; empty cells had none.",
         figures,
     )
 
