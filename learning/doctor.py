@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-AT_CHANCE = 0.98  # of the loss of guessing: runs that learnt came to .97 of it on their way, those above stayed there
-PATIENCE = 3  # epochs in a row: one may be an accident, and over two a loss may still be moving
+# Some 60 runs on the built-in pictures and CIFAR-10 were looked at: those that got away from the loss of guessing stayed
+# below .98 of it, or fell by .013 of it and more in three epochs.
+AT_CHANCE, FALLS = 0.98, 0.01
+PATIENCE = 3  # epochs in a row
 
 
 @dataclass(frozen=True)
@@ -192,8 +194,8 @@ def at_start(case: Case) -> Iterator[Finding]:
 
 def _at_chance(case: Case) -> str:
     """Evidence that the loss stays that of guessing, or "". Just after FT began it may lie above, and fall."""
-    losses, margin = [row["loss"] for row in case.settled], (1 - AT_CHANCE) * case.chance
-    if not losses or not case.choices or min(losses) < case.chance - margin or losses[0] - losses[-1] > margin:
+    losses, chance = [row["loss"] for row in case.settled], case.chance
+    if not losses or not case.choices or min(losses) < AT_CHANCE * chance or losses[0] - losses[-1] > FALLS * chance:
         return ""
     since = f"since epoch {case.settled[0]['epoch']} the loss is {min(losses):.2f} to {max(losses):.2f}"
     return f"{since}, and guessing gives {case.guessing}"
@@ -209,6 +211,8 @@ def stalled_ft(case: Case) -> Finding | None:
 
 def collapse(case: Case) -> Finding | None:
     opt, rows = case.opt, case.settled
+    if case.choices and not _at_chance(case):  # negatives drive embeddings apart again: MoCo's were seen to be a point
+        return None  # for four epochs, with the loss at .97, and to spread after them
     if rows and opt.head != "linear_wo_norm" and all(_is_a_point(row, opt.feat_dim) for row in rows):
         names = ("feature_std", "effective_rank", "positive_mean", "negative_mean")
         numbers = ", ".join(f"{name} {rows[-1][name]:.3g}" for name in names if name in rows[-1])

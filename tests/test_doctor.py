@@ -131,7 +131,8 @@ FLAT = losses(8.3, 8.31, 8.29, 8.3)
         (FOLDER, FLAT, SPREAD, "stuck"),
         ("--method SwAV --prototypes 300 --no_warm", losses(5.7, 5.7, 5.7), {}, "stuck"),
         (FOLDER, FLAT, POINT, "collapse"),
-        (FOLDER, FALLING, {"effective_rank": 1.1}, "collapse"),
+        (FOLDER, FLAT, SPREAD | {"effective_rank": 1.1}, "collapse"),
+        (FOLDER, FLAT, SPREAD | {"feature_std": 0.008}, "collapse"),
         ("--method SimSiam --no_warm", losses(-0.99, -1.0, -1.0), {"feature_std": 0.001}, "collapse"),
         ("--method BYOL --no_warm", losses(0.01, 0.0, 0.0, 0.0, 0.0), {"feature_std": 0.001}, "collapse"),
         (FT, losses(7.0, 6.5, 8.3, 8.3, 8.3), POINT, "FT stalled"),
@@ -149,6 +150,8 @@ def test_what_the_log_tells(line, rows, same, name):
     "line, rows, same",
     [
         (FOLDER, FALLING, SPREAD),
+        (FOLDER, FALLING, {"feature_std": 0.004}),  # on its way out
+        (FOLDER, losses(8.4, 8.3, 8.28), POINT),  # the same
         (FOLDER, FLAT[:2], POINT),  # too early
         (f"{FOLDER} --warmup_epochs 2 --warm", FLAT, POINT),  # the same: two epochs since
         (FOLDER, FLAT, {"queue_fill": 0.9}),  # against random vectors
