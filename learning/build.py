@@ -234,7 +234,8 @@ def method(opt: ContrastOptions, steps_per_epoch: int, n_data: int, start: Trunk
         if start:
             network.backbones.load_state_dict(start.weights)
         network = split_batch_norm(network, opt.bn_splits) if opt.bn_splits > 1 else network
-        made = _around(network, opt, steps_per_epoch, n_data).to(memory_format=torch.channels_last)
+        made = _around(network, opt, steps_per_epoch, n_data)
+    made = made.to(memory_format=torch.channels_last) if opt.channels_last else made
     return _synchronised(made, opt) if opt.sync_bn and parallel.world_size() > 1 else made
 
 
@@ -257,7 +258,7 @@ def _around(network: Encoder, opt: ContrastOptions, steps_per_epoch: int, n_data
             head, contrast = predictor(opt.feat_dim, 2 * network.feature_dim), Contrast(Cosine(2, 2), rewriting)
             momentum = _key_momentum(opt, steps_per_epoch)
             return BYOL(network, predictor=head, key_momentum=momentum, contrast=contrast, seed=seed)
-    objective = InfoNCE(opt.temperature)
+    objective = InfoNCE(opt.temperature, opt.one_pass)
     if opt.loss == "nce":
         objective = NCE(opt.temperature, tasks=modalities * (1 + opt.jigsaw))
     contrast = Contrast(objective, rewriting)

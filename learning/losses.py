@@ -1,4 +1,4 @@
-"""Objectives: scores of a task in, the loss of each query out. Nothing here reads a value back to the host."""
+"""Objectives: a task in, the loss of each query out. Nothing here reads a value back to the host."""
 
 import abc
 import math
@@ -9,13 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learning import parallel
+from memory import one_pass
+from memory.scores import Scored
+from memory.task import Task
 
 
 class Losses(NamedTuple):
-    """`rows` (N,); `log_sum_exp` (N,) of negatives / temperature; `constant`: of NCE, as this batch estimates it."""
+    """`rows` (N,), `positive` scores (N,), what became of the negatives'; `constant`: of NCE, as this batch has it."""
 
     rows: Tensor
-    log_sum_exp: Tensor | None = None
+    positive: Tensor
+    scored: Scored | None = None
     constant: Tensor | None = None
 
 
@@ -23,23 +27,31 @@ class Objective(nn.Module, abc.ABC):
     temperature: float
 
     @abc.abstractmethod
-    def forward(self, positive: Tensor, negative: Tensor, number: int) -> Losses:
-        """positive (N,), negative (N, K) scores, -inf where one does not count, of the task with this `number`."""
+    def forward(self, task: Task, number: int) -> Losses:
+        """Of each query of the task with this `number`."""
 
     def update(self, constants: Tensor | None) -> None:
         """Learn from a step's `Losses.constant`, (tasks,), once it is over."""
 
 
 class InfoNCE(Objective):
-    """Cross entropy of the positive among itself and its negatives (van den Oord et al., 2018, equation 4)."""
+    """Cross entropy of the positive among itself and its negatives (van den Oord et al., 2018, equation 4).
 
-    def __init__(self, temperature: float):
+    With `one_pass`, negatives without a gradient and without masks are read once and their scores are not kept.
+    """
+
+    def __init__(self, temperature: float, one_pass: bool = True):
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.one_pass = temperature, one_pass
 
-    def forward(self, positive: Tensor, negative: Tensor, number: int) -> Losses:
-        lse = torch.logsumexp(negative / self.temperature, dim=1)  # -log softmax = softplus(lse - positive / T)
-        return Losses(F.softplus(lse - positive / self.temperature), lse)
+    def forward(self, task: Task, number: int) -> Losses:
+        if self.one_pass and not any(block.learnt or block.valid is not None for block in task.negatives):
+            positive, scored = task.positive_scores(), one_pass.score(task.query, task.negatives, self.temperature)
+        else:
+            positive, negative = task.scores()
+            scored = Scored.of(negative, self.temperature, task.valid)
+        rows = F.softplus(scored.log_sum_exp - positive / self.temperature)  # which is -log softmax
+        return Losses(rows, positive, scored)
 
 
 class NCE(Objective):
@@ -56,13 +68,15 @@ class NCE(Objective):
         self.temperature = temperature
         self.register_buffer("constants", torch.full((tasks,), torch.nan))  # log mean exp; nan: none seen yet
 
-    def forward(self, positive: Tensor, negative: Tensor, number: int) -> Losses:
-        positive, negative = positive / self.temperature, negative / self.temperature
-        lse = torch.logsumexp(negative.detach(), dim=1)
-        estimate = _log_mean_exp(torch.cat([positive.detach(), lse]), negative.isfinite().sum() + len(positive))
+    def forward(self, task: Task, number: int) -> Losses:
+        positive, negative = task.scores()
+        scored = Scored.of(negative.detach(), self.temperature, task.valid)
+        logits, noise = positive / self.temperature, negative / self.temperature
+        known = torch.cat([logits.detach(), scored.log_sum_exp])
+        estimate = _log_mean_exp(known, negative.isfinite().sum() + len(positive))
         constant = self.constants[number]
         shift = torch.where(constant.isnan(), estimate, constant) + math.log(negative.shape[1])
-        return Losses(F.softplus(shift - positive) + F.softplus(negative - shift).sum(1), lse, estimate)
+        return Losses(F.softplus(shift - logits) + F.softplus(noise - shift).sum(1), positive, scored, estimate)
 
     @torch.no_grad()
     def update(self, constants: Tensor) -> None:
@@ -84,5 +98,6 @@ class Cosine(Objective):
         super().__init__()
         self.offset, self.scale = offset, scale
 
-    def forward(self, positive: Tensor, negative: Tensor, number: int) -> Losses:
-        return Losses(self.offset - self.scale * positive)
+    def forward(self, task: Task, number: int) -> Losses:
+        positive = task.positive_scores()
+        return Losses(self.offset - self.scale * positive, positive)

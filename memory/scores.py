@@ -1,7 +1,7 @@
 """Score statistics: what the positives and negatives of every query looked like at every step, and their files."""
 
 import math
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,26 @@ COLUMNS = (
 )
 
 
+class Scored(NamedTuple):
+    """Of the scores s of each query's negatives, (N,) each: log sum exp(s / temperature), mean, unbiased variance and
+    maximum; and the logarithm of how many there are, a number if of all queries as many.
+    """
+
+    log_sum_exp: Tensor
+    mean: Tensor
+    variance: Tensor
+    maximum: Tensor
+    log_count: Tensor | float
+
+    @staticmethod
+    def of(negative: Tensor, temperature: float, valid: Tensor | None = None) -> "Scored":
+        """From scores (N, K), -inf where `valid` (N, K) is False and one does not count; None if all do."""
+        log_sum_exp = torch.logsumexp(negative / temperature, dim=1)
+        with torch.no_grad():
+            mean, variance, log_count = _moments(negative, valid)
+            return Scored(log_sum_exp, mean, variance, negative.amax(1), log_count)
+
+
 def _moments(negative: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor | float]:
     """Mean and variance of each row, and the logarithm of how many scores it has."""
     if valid is None:
@@ -29,20 +49,16 @@ def _moments(negative: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Te
 
 
 @torch.no_grad()
-def statistics(
-    positive: Tensor, negative: Tensor, log_sum_exp: Tensor, temperature: float, valid: Tensor | None = None
-) -> Tensor:
-    """One row of `COLUMNS` per query, (N, 6) float32; without negatives (K = 0) only the first column.
+def statistics(positive: Tensor, scored: Scored | None, temperature: float) -> Tensor:
+    """One row of `COLUMNS` per query, (N, 6) float32; without negatives (None) only the first column.
 
-    positive: (N,) scores; negative: (N, K) scores; log_sum_exp: (N,) of negative / temperature; valid: (N, K), False
-    where `negative` is -inf and does not count, None if all do. The variance is unbiased. exp(negative_logmeanexp) and
-    exp(positive_logit) are the mean exp(neg / T) and exp(pos / T) of the published score files, in a form that cannot
-    overflow.
+    positive: (N,) scores. exp(negative_logmeanexp) and exp(positive_logit) are the mean exp(neg / T) and exp(pos / T)
+    of the published score files, in a form that cannot overflow.
     """
-    if not negative.shape[1]:
+    if scored is None:
         return positive.detach().float()[:, None]
-    mean, variance, log_count = _moments(negative, valid)
-    columns = [positive, mean, variance, negative.amax(1), log_sum_exp - log_count, positive / temperature]
+    log_mean_exp = scored.log_sum_exp - scored.log_count
+    columns = [positive, scored.mean, scored.variance, scored.maximum, log_mean_exp, positive / temperature]
     return torch.stack([column.detach().float() for column in columns], 1)
 
 

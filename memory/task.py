@@ -1,27 +1,62 @@
 """A contrastive task: what a memory hands to the loss, and what a feature transformation rewrites."""
 
+import abc
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+CHUNK = 4096  # negatives that are worked on at a time: with their scores they fit into a cache
 
-@dataclass(frozen=True)
-class Negatives:
-    """Features (K, D) that every query is pushed away from, except where `valid` (N, K) is False.
+
+class Block(abc.ABC):
+    """K features of D numbers that every query is pushed away from, except where `valid` (N, K) is False.
 
     Where `unmixed` (N, K) is True a feature counts as it is, but must not become part of a mixture: SupCon's other
     images of the query's class.
     """
 
     features: Tensor
-    valid: Tensor | None = None
+    valid: Tensor | None
     unmixed: Tensor | None = None
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """K."""
+
+    @abc.abstractmethod
+    def chunks(self) -> Iterator[Tensor]:
+        """The features, in order, (CHUNK, D) at a time."""
+
+    @property
+    @abc.abstractmethod
+    def learnt(self) -> bool:
+        """Whether the features have a gradient."""
 
     def scores(self, query: Tensor) -> Tensor:
         """Inner products (N, K) of `query` (N, D) with each negative; -inf where it is none."""
         scores = query @ self.features.T
         return scores if self.valid is None else scores.masked_fill(~self.valid, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Negatives(Block):
+    """Those that a memory or a batch holds, (K, D)."""
+
+    features: Tensor
+    valid: Tensor | None = None
+    unmixed: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def chunks(self) -> Iterator[Tensor]:
+        return iter(self.features.split(CHUNK))
+
+    @property
+    def learnt(self) -> bool:
+        return self.features.requires_grad
 
 
 @dataclass(frozen=True)
@@ -36,7 +71,7 @@ class Task:
     name: str
     query: Tensor
     positive: Tensor
-    negatives: tuple[Negatives, ...] = ()
+    negatives: tuple[Block, ...] = ()
     weight: float | Tensor = 1.0
     branch: str = ""
     shown: bool = True
@@ -46,7 +81,10 @@ class Task:
         """Positive scores (N,) and negative scores (N, K), both before the temperature; K may be 0."""
         blocks = [block.scores(self.query) for block in self.negatives]
         blocks = blocks or [self.query.new_empty(len(self.query), 0)]
-        return (self.query * self.positive).sum(1), blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
+        return self.positive_scores(), blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
+
+    def positive_scores(self) -> Tensor:
+        return (self.query * self.positive).sum(1)
 
     @property
     def valid(self) -> Tensor | None:

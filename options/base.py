@@ -22,6 +22,7 @@ GROUPS = (
     "feature transformation",
     "evaluation",
     "optimisation",
+    "speed",
     "run",
     "processes",
     "several nodes",
@@ -31,6 +32,7 @@ GROUPS = (
 # Groups whose flags --help only lists, and what it says of them together.
 LISTED = {
     "single methods": "of bank, BYOL, SimSiam and SwAV; see docs/methods.md",
+    "speed": "fast paths, on unless turned off; results agree to rounding; see docs/speed.md",
     "several nodes": "start the same command on each, or use torchrun",
     "checkpoint": "compared with what the encoder was trained with; without --ckpt, what to build",
     "published spellings": "still understood, see README.md",
@@ -239,7 +241,7 @@ def _help(prog: str, cls, flags, options, sources: dict[str, str]) -> str:
     for group in GROUPS:
         members = [(field, kinds) for field, kinds in flags if field.metadata["group"] == group]
         if group in LISTED and members:
-            names = ", ".join(_left(field, kinds) for field, kinds in members)
+            names = ", ".join(_left(field, kinds, getattr(options, field.name, None)) for field, kinds in members)
             listed = f"{group} ({LISTED[group]}): {names}"
             lines += textwrap.wrap(listed, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
         elif members:
@@ -247,8 +249,10 @@ def _help(prog: str, cls, flags, options, sources: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _left(field: dataclasses.Field, members: tuple, *, kinds: bool = True) -> str:
-    """'--flag X, -f', the value's kind being left out on demand."""
+def _left(field: dataclasses.Field, members: tuple, value: Any, *, kinds: bool = True) -> str:
+    """'--flag X, -f', the value's kind being left out on demand; '--no_flag' of a switch that is on."""
+    if value is True:
+        return f"--no_{field.name}"
     kind = "|".join(_words(member)[0] for member in members) if kinds else ""
     return ", ".join([f"--{field.name} {kind}".rstrip(), *field.metadata["aliases"]])
 
@@ -256,9 +260,9 @@ def _left(field: dataclasses.Field, members: tuple, *, kinds: bool = True) -> st
 def _row(field: dataclasses.Field, members: tuple, options, sources: dict[str, str]) -> str:
     """'  --flag X, -f    what it does [default, preset]', the default being the one `options` resolved to."""
     value, says = getattr(options, field.name), field.metadata["help"]
-    left = _left(field, members) if value is not True else f"--no_{field.name}"
+    left = _left(field, members, value)
     if len(left) > _COLUMN - 3:  # choices that are too many for the left are said on the right
-        left = _left(field, members, kinds=False)
+        left = _left(field, members, value, kinds=False)
         choices = ", ".join(choice for member in members for choice in _choices(member))
         says += f" ({choices})" if choices else ""
     if value is True:

@@ -133,6 +133,9 @@ class ContrastOptions(shared.Shared):
     schedule_per: Literal["step", "epoch"] = option("step", "how often the rate moves", group="optimisation")
     opt_level: Literal["O1", "O2"] | None = option(None, "published spelling of --amp auto", group=_PUBLISHED)
 
+    one_pass: bool = option(True, "score a queue in one pass that keeps no scores", group="speed")
+    channels_last: bool = option(True, "lay images out pixel by pixel", group="speed")
+
     save_score: bool = option(False, "record statistics of the scores", group="run")
     pre_scores: bool = option(True, "record the scores before FT too", group="run")
     save_every_steps: int = option(
@@ -322,6 +325,7 @@ def _of_other_methods(options: ContrastOptions) -> dict[str, str]:
     only("fix_pred_lr", method == "SimSiam", f"with --method {method}, which has no predictor of that kind")
     only("queue_size", mem in REMEMBERING or method == "SwAV", f"with --mem {mem}, which keeps no past embeddings")
     only("key_momentum key_schedule", mem == "moco" or method == "BYOL", f"with --method {method}: no key encoder")
+    only("one_pass", mem == "moco" and options.loss == "ce", "where it is no queue under a softmax that is scored")
     only("bank_momentum", mem == "bank", f"with --mem {mem}")
     only("temperature", method not in ("SimSiam", "BYOL"), f"with --method {method}, which has no softmax")
     only("mean std", options.modal == "RGB", "with --modal CMC, whose colour spaces have constants of their own")

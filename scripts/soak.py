@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ FT_NEGATIVE = "--ft_neg interpolate --ft_neg_granularity dim"
 WITHOUT_NEGATIVES = {"SwAV": "--queue_epoch 0 --prototypes 30", "SimSiam": "", "BYOL": ""}
 MEMORIES, TIMES = ("queues.", "banks.", "contrast."), {"images_per_second", "data_wait"}
 LENGTHS = {"log_bytes", "events"}  # of files: times have more digits or fewer
-LONG = 900  # seconds after which a run that ought to end hangs
+LONG, LOOK = 900, 0.005  # seconds after which a run that ought to end hangs, and between two looks at one
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -66,27 +67,36 @@ def write_pictures(folder: Path, count: int) -> None:
         Image.fromarray(image).save(path)
 
 
-def attempt(command: list[str], how: signal.Signals | None = None, seconds: float = LONG) -> int | None:
-    """Run the command, after some seconds send a signal to all its processes, and wait until the last one has ended.
+def attempt(command: list[str], how: signal.Signals | None = None, due: Callable[[], bool] = bool) -> int | None:
+    """Run the command, once it is `due` send a signal to all its processes, and wait until the last one has ended.
 
-    Returns the exit status if the signal was sent, None if all was over before. ValueError if it fails by itself.
+    Returns the exit status if the signal was sent, None if all was over before. ValueError if it fails by itself or
+    takes too long.
     """
     pipes, one_thread = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}, os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, **pipes, env=one_thread, text=True, start_new_session=True)
+    start, said, sent = time.monotonic(), None, False
     try:
-        said, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, how or signal.SIGKILL)
-        process.communicate(timeout=LONG)  # whoever is left holds the other end of the pipe
-        if how is None:
-            raise
-        return process.returncode
+        while said is None:  # whoever is left of the processes holds the other end of the pipe
+            try:
+                said, _ = process.communicate(timeout=LOOK)
+            except subprocess.TimeoutExpired:
+                if time.monotonic() - start > LONG:
+                    raise ValueError(f"{' '.join(command)}\nhas not ended after {LONG} seconds") from None
+                if not sent and due():
+                    os.killpg(process.pid, how)
+                    sent = True
     finally:
-        if process.poll() is None:
+        if said is None:
             os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode:
+    if process.returncode and not sent:
         raise ValueError(f"{' '.join(command)}\nended with status {process.returncode}:\n{said}")
-    return None
+    return process.returncode if sent else None
+
+
+def steps_logged(place: Path) -> int:
+    log = place / "run" / "log.jsonl"
+    return log.read_text().count('"kind": "step"') if log.exists() else 0
 
 
 def sha256(value: object) -> str:
@@ -148,28 +158,31 @@ class Soak:
         return f"{sys.executable} {before} {ROOT}/main_contrast.py {small} {after}".split() + self.flags
 
     @functools.cache  # noqa: B019
-    def whole(self, launch: str, method: str) -> tuple[dict[str, str], float]:
-        """What an uninterrupted run leaves, and the seconds that it takes."""
-        place, start = next(self.fresh), time.monotonic()
+    def whole(self, launch: str, method: str) -> tuple[dict[str, str], int]:
+        """What an uninterrupted run leaves, and how many steps it has."""
+        place = next(self.fresh)
         attempt(self.line(launch, "0", method, place))
-        return digests(place), time.monotonic() - start
+        return digests(place), steps_logged(place)
 
     def cell(self, launch: str, workers: str, method: str, kills: int) -> tuple[str, str]:
         """What was killed when, and what differs then; of as many runs as it takes to kill `kills` times."""
         told, differ = [], []
-        expected, seconds = self.whole(PLAIN if launch == PLAIN else SPAWN, method)
+        expected, steps = self.whole(PLAIN if launch == PLAIN else SPAWN, method)
         while len(told) < kills:
             place, status = next(self.fresh), 0
             line = self.line(launch, workers, method, place)
             while status is not None and len(told) < kills:
                 how = self.random.choice(GENTLE) if self.random.random() < SHARE else signal.SIGKILL
-                status = attempt(line, how, self.random.triangular(0, seconds, seconds))
-                log = place / "run" / "log.jsonl"
-                step = log.read_text().count('"kind": "step"') if log.exists() else 0
-                told += [] if status is None else [f"{how.name} after step {step} ({status})"]
+                status = attempt(line, how, self.moment(place, steps))
+                told += [] if status is None else [f"{how.name} after step {steps_logged(place)} of {steps} ({status})"]
             attempt(line)  # a complete run stays as it is
             differ += [name for name, digest in digests(place).items() if digest != expected[name]]
         return "; ".join(told), ", ".join(differ) or "nothing"
+
+    def moment(self, place: Path, steps: int) -> Callable[[], bool]:
+        """Whether a random one has come: some way into a random step, the start of the program being step 0."""
+        step, looks = self.random.randrange(steps), iter(range(self.random.randrange(20)))
+        return lambda: steps_logged(place) >= step and next(looks, None) is None
 
 
 def main(argv: list[str]) -> bool:
@@ -185,7 +198,7 @@ def main(argv: list[str]) -> bool:
     for cell in filter(kills.get, cells):
         try:
             told, differ = soak.cell(*cell, kills[cell])
-        except (ValueError, subprocess.TimeoutExpired) as error:
+        except ValueError as error:
             told, differ = "", "failed"
             print(error, file=sys.stderr)
         results.append(differ)

@@ -26,10 +26,10 @@ class Fixed:
     value: float | torch.Tensor
 
     def keyed(self, task, draws, salt):
-        return self.shared(task.query, draws, salt)
+        return next(self.shared([task.query], draws, salt))
 
-    def shared(self, like, draws, salt):
-        return torch.as_tensor(self.value, dtype=like.dtype)
+    def shared(self, chunks, draws, salt):
+        return (torch.as_tensor(self.value, dtype=like.dtype) for like in chunks)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_granularity_decides_who_shares_a_lambda(draws):
     assert torch.equal(per_sample[2:3], alone)  # a sample's lambda depends on neither batch nor step
     named = Coefficient(2.0, "sample").keyed(dataclasses.replace(third, keys=torch.tensor([3])), draws, "x")
     assert torch.equal(per_sample[3:], named)  # rows that are not the batch's samples bring keys of their own
-    assert torch.equal(*(Coefficient(2.0).shared(like, draws, "x") for _ in range(2)))
+    assert torch.equal(*(next(Coefficient(2.0).shared([like], draws, "x")) for _ in range(2)))
 
 
 def test_begin_step_and_scores_before(task, draws):

@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from learning.losses import InfoNCE
 from memory import scores
 from memory.stores import Queue
+from memory.task import CHUNK, Negatives, Task
 from tests.test_feature_transform import golden
 
 YES = torch.tensor(True)
 
 
-def info_nce(positive, negative, temperature):
-    losses = InfoNCE(temperature)(positive, negative, 0)
-    return losses.rows, losses.log_sum_exp
+def info_nce(q, k, queue, temperature, one_pass=True):
+    losses = InfoNCE(temperature, one_pass)(Task("image", q, k, (Negatives(queue),)), 0)
+    return losses.rows, losses.scored
 
 
 def test_queue_wraps_around_at_any_size_and_keeps_the_newest():
@@ -55,48 +56,74 @@ def test_queue_position_survives_a_checkpoint():
     assert torch.equal(queue.keys, restored.keys)
 
 
+BOTH = pytest.mark.parametrize("one_pass", [True, False], ids=["one pass", "all scores"])
+
+
+def unit(*shape, seed=0, **kind):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **kind), dim=1)
+
+
+@BOTH
 @pytest.mark.parametrize("temperature, mean", [(0.07, 1.4221601005), (0.2, 1.5507913509)])
-def test_info_nce_golden(temperature, mean):
+def test_info_nce_golden(temperature, mean, one_pass):
     q, k, queue = golden(4, 8, 1), golden(4, 8, 1.3), golden(16, 8, 50)
-    losses, lse = info_nce((q * k).sum(1), q @ queue.T, temperature)
+    losses, scored = info_nce(q, k, queue, temperature, one_pass)
     assert losses.mean().item() == pytest.approx(mean, abs=1e-9)
-    torch.testing.assert_close(lse, (q @ queue.T / temperature).exp().sum(1).log())
+    torch.testing.assert_close(scored.log_sum_exp, (q @ queue.T / temperature).exp().sum(1).log())
     if temperature == 0.07:
         rows = torch.tensor([1.3288299, 1.34100705, 1.29525144, 1.72355202], dtype=torch.float64)
         torch.testing.assert_close(losses, rows, atol=1e-7, rtol=0)
 
 
-def test_info_nce_equals_cross_entropy_with_its_gradient():
-    positive, negative = torch.randn(6, requires_grad=True), torch.randn(6, 40, requires_grad=True)
-    losses, _ = info_nce(positive, negative, 0.1)
-    reference = F.cross_entropy(torch.cat([positive[:, None], negative], 1) / 0.1, torch.zeros(6, dtype=torch.long))
-    torch.testing.assert_close(losses.mean(), reference)
-    ours = torch.autograd.grad(losses.mean(), (positive, negative))
-    for a, b in zip(ours, torch.autograd.grad(reference, (positive, negative))):
-        torch.testing.assert_close(a, b)
+@BOTH
+@pytest.mark.parametrize("size", [40, CHUNK, 2 * CHUNK + 1])
+def test_info_nce_equals_cross_entropy_with_its_gradient(size, one_pass):
+    q, k, queue = unit(6, 16).requires_grad_(), unit(6, 16, seed=1).requires_grad_(), unit(size, 16, seed=2)
+    losses, _ = info_nce(q, k, queue, 0.1, one_pass)
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / 0.1
+    reference = F.cross_entropy(logits, torch.zeros(6, dtype=torch.long), reduction="none")
+    torch.testing.assert_close(losses, reference, rtol=1e-5, atol=1e-5)
+    weights = torch.arange(6.0)
+    ours = torch.autograd.grad((losses * weights).sum(), (q, k))
+    for a, b in zip(ours, torch.autograd.grad((reference * weights).sum(), (q, k))):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_first_loss_against_a_random_queue():
+@BOTH
+def test_first_loss_against_a_random_queue(one_pass):
     """With q = k and random negatives the loss is about ln(K) + 1 / (2 D T^2) - 1 / T: 6.19 for MoCo v2's settings."""
-    torch.manual_seed(0)
-    q, queue = F.normalize(torch.randn(32, 128), dim=1), F.normalize(torch.randn(65536, 128), dim=1)
-    losses, _ = info_nce((q * q).sum(1), q @ queue.T, 0.2)
+    q = unit(32, 128)
+    losses, _ = info_nce(q, q, unit(65536, 128, seed=1), 0.2, one_pass)
     assert losses.mean().item() == pytest.approx(6.19, abs=0.02)
 
 
-def test_statistics_against_numpy():
-    positive, negative = torch.randn(5) * 0.1, torch.randn(5, 300) * 0.1
-    _, lse = info_nce(positive, negative, 0.07)
-    rows = scores.statistics(positive, negative, lse, 0.07).numpy()
-    p, n = positive.double().numpy(), negative.double().numpy()
+@BOTH
+@pytest.mark.parametrize("size, spread", [(300, 1.0), (CHUNK + 7, 1.0), (CHUNK + 7, 1e-3)])
+def test_statistics_against_numpy(size, spread, one_pass):
+    """Also where all embeddings have nearly collapsed: the variance is no difference of large squares."""
+    centre = unit(1, 16, seed=3)
+    q, k, queue = (F.normalize(centre + spread * unit(n, 16, seed=n), dim=1) for n in (5, 6, size))
+    _, scored = info_nce(q, k[:5], queue, 0.07, one_pass)
+    positive = (q * k[:5]).sum(1)
+    rows = scores.statistics(positive, scored, 0.07).numpy()
+    p, n = positive.double().numpy(), (q.double() @ queue.double().T).numpy()
     expected = [p, n.mean(1), n.var(1, ddof=1), n.max(1), np.log(np.exp(n / 0.07).mean(1)), p / 0.07]
-    np.testing.assert_allclose(rows, np.stack(expected, 1), rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(rows, np.stack(expected, 1), rtol=2e-4, atol=1e-5 * spread**2)
 
 
-def test_statistics_of_unnormalised_embeddings_stay_finite():
-    positive, negative = torch.tensor([40.0]), torch.randn(1, 64) * 40
-    losses, lse = info_nce(positive, negative, 0.07)
-    assert losses.isfinite().all() and scores.statistics(positive, negative, lse, 0.07).isfinite().all()
+@BOTH
+def test_statistics_of_unnormalised_embeddings_stay_finite(one_pass):
+    q, queue = 40 * unit(1, 16), 40 * unit(64, 16, seed=1)
+    losses, scored = info_nce(q, q, queue, 0.07, one_pass)
+    assert losses.isfinite().all() and scores.statistics((q * q).sum(1), scored, 0.07).isfinite().all()
+
+
+def test_one_pass_without_a_gradient_scores_alike():
+    q, queue = unit(5, 16).requires_grad_(), unit(CHUNK + 7, 16, seed=1)
+    found = info_nce(q, q, queue, 0.07)[1]
+    with torch.no_grad():
+        for a, b in zip(found, info_nce(q, q, queue, 0.07)[1]):
+            assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
 
 
 def test_summary_averages_into_what_the_whole_would_give():

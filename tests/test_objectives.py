@@ -435,15 +435,16 @@ def test_nce_constant_of_a_random_bank():
     torch.manual_seed(0)
     bank, query = Bank(4096, 128, 0.5), F.normalize(torch.randn(256, 128), dim=1)
     positive, negatives = bank.read(torch.arange(256), torch.arange(256, 4096))
-    losses = NCE(0.07, tasks=1)((query * positive).sum(1), negatives.scores(query), 0)
+    losses = NCE(0.07, tasks=1)(Task("image", query, positive, (negatives,)), 0)
     assert losses.constant.exp().item() == pytest.approx(2.22, abs=0.03)
     assert losses.rows.mean().item() == pytest.approx(math.log(3841) + 1.5, abs=0.6)
 
 
 def test_nce_of_equal_scores_knows_nothing():
     """Then the constant is exp(s / T), and every one of K + 1 samples is the data's with probability 1 / (K + 1)."""
-    positive, negative = torch.full((3,), 0.3).double(), torch.full((3, 7), 0.3).double()
-    losses = NCE(0.1, tasks=1).double()(positive, negative, 0)
+    one, score = torch.ones(3, 1).double(), torch.full((7, 1), 0.3).double()
+    equal = Task("image", one, score[:3], (Negatives(score),))
+    losses = NCE(0.1, tasks=1).double()(equal, 0)
     expected = math.log(8) + 7 * math.log(8 / 7)
     torch.testing.assert_close(losses.rows, torch.full((3,), expected).double())
-    torch.testing.assert_close(InfoNCE(0.1)(positive, negative, 0).rows, torch.full((3,), math.log(8)).double())
+    torch.testing.assert_close(InfoNCE(0.1)(equal, 0).rows, torch.full((3,), math.log(8)).double())

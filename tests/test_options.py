@@ -444,7 +444,7 @@ def test_help_shows_the_defaults_and_who_chose_them(capsys):
     assert default(shown(capsys, probe, "--epochs 3 --help"), "epochs") == "3, typed"
 
 
-@pytest.mark.parametrize("parse, longest", [(pretrain, 100), (probe, 64)])
+@pytest.mark.parametrize("parse, longest", [(pretrain, 102), (probe, 64)])
 def test_help_is_complete_and_fits_a_screen(capsys, parse, longest):
     text = shown(capsys, parse, "--help")
     classes = (contrast.ContrastOptions, PublishedFT) if parse is pretrain else (linear.LinearOptions,)

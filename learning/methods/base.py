@@ -138,12 +138,10 @@ class Contrast(nn.Module):
         )
 
     def _measure(self, task: Task, number: int) -> tuple[Losses, Tensor | None]:
-        positive, negative = task.scores()
-        losses = self.objective(positive, negative, number)
+        losses = self.objective(task, number)
         if not task.shown:
             return losses, None
-        rows = scores.statistics(positive, negative, losses.log_sum_exp, self.objective.temperature, task.valid)
-        return losses, rows
+        return losses, scores.statistics(losses.positive, losses.scored, self.objective.temperature)
 
     def after_step(self, out: StepOutput) -> None:
         """To be called once a step's weights have been updated."""

@@ -93,9 +93,8 @@ class SwAV(Method):
         loss = (lse - (codes * similarity).sum(1) / self.temperature).mean()
         assigned = codes.argmax(1, keepdim=True)
         others = similarity.detach().scatter(1, assigned, -torch.inf)
-        others_lse = (others / self.temperature).logsumexp(1)
-        positive = similarity.gather(1, assigned).squeeze(1)
-        return loss, scores.statistics(positive, others, others_lse, self.temperature, others.isfinite())
+        scored = scores.Scored.of(others, self.temperature, others.isfinite())
+        return loss, scores.statistics(similarity.gather(1, assigned).squeeze(1), scored, self.temperature)
 
     def after_backward(self, step: int) -> None:
         if step < self.freeze:
