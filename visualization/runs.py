@@ -68,6 +68,10 @@ class Run:
             self._curves[column] = np.concatenate([_batch_means(path, column) for path in self.files.values()])
         return self._curves[column]
 
+    def scores(self, epoch: int, column: str) -> np.ndarray:
+        """A column of an epoch's score file, (steps, batch); "step" (steps,)."""
+        return _read_scores(self.files[epoch], column)[0]
+
     def logged(self, kind: str, value: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of every log record of `kind` that holds `value`; both (R,)."""
         records = [record for record in self.log if record.get("kind") == kind and value in record]
