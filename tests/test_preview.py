@@ -114,7 +114,7 @@ def test_command_writes_picture_and_numbers(photos, tmp_path, capsys):
     told = json.loads(out.with_suffix(".json").read_text())
     data, loader = opened([*photos, "--method", "PIRL"])
     assert (told["seed"], told["epoch"]) == (5, 3)
-    assert [(x["index"], x["file"], x["label"]) for x in told["samples"]] == [
+    assert [(x["index"], x["file"], x["class"]) for x in told["samples"]] == [
         (i, data.images[i], data.classes[data.labels[i]]) for i in (7, 2)
     ]
     loader.set_epoch(2)
@@ -134,10 +134,10 @@ def test_without_a_seed_it_says_which_one_and_shows_the_first_of_the_epoch(photo
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--indices", "2,9"], "0 to 8"),
-        (["--indices", "2,x"], "0 to 8"),
+        (["--indices", "2,9"], "0 and 8"),
+        (["--indices", "2,x"], "2,x"),
         (["--samples", "0"], "1 or more"),
-        (["-o", "views.doc"], ".png"),
+        (["-o", "views.doc"], "png"),
         (["--batch_size", "99"], "--batch_size 99"),
         (["--epok", "3"], "--epochs"),
     ],
