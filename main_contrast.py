@@ -15,10 +15,10 @@ from options.contrast import parse
 def main() -> None:
     options, origins, notes = parse(sys.argv[1:])  # before torch is imported: --help and typing errors answer at once
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback for Ctrl-C while PyTorch is loaded
-    from learning import parallel
+    from learning import launch
     from learning.pretraining import pretrain
 
-    parallel.main(partial(pretrain, origins=origins, notes=notes), options)
+    launch.main(partial(pretrain, origins=origins, notes=notes), options)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from options.linear import parse
 def main() -> None:
     options, origins, notes = parse(sys.argv[1:])  # before torch is imported: --help and typing errors answer at once
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback for Ctrl-C while PyTorch is loaded
-    from learning import parallel
+    from learning import launch
     from learning.evaluation import evaluate
 
-    parallel.main(partial(evaluate, origins=origins, notes=notes), options)
+    launch.main(partial(evaluate, origins=origins, notes=notes), options)
 
 
 if __name__ == "__main__":

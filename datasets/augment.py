@@ -13,15 +13,20 @@ ATTEMPTS = 10
 
 
 def random_resized_crop_boxes(
-    u: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    u: Tensor,
+    height: int | Tensor,
+    width: int | Tensor,
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Tensor:
-    """Boxes distributed as those of torchvision's RandomResizedCrop.
+    """Boxes distributed as those of torchvision's RandomResizedCrop, of images of `height` and `width`, or (N,) each.
 
     u (N, 2 * ATTEMPTS + 2) uniform in [0, 1). Each attempt proposes an area (uniform in `scale`, as a fraction of the
     image) and an aspect ratio (log-uniform in `ratio`); the first box that fits is placed uniformly. If none fits, it
     is the largest central box with an allowed ratio. Returns (N, 4) int64: top, left, height, width.
     """
     u = u.double()
+    height, width = (torch.as_tensor(side).view(-1, 1) for side in (height, width))
     area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:, :ATTEMPTS])
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = (low + (high - low) * u[:, ATTEMPTS:-2]).exp()
@@ -29,13 +34,15 @@ def random_resized_crop_boxes(
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.int().argmax(1, keepdim=True)
     w, h = w.gather(1, first).squeeze(1), h.gather(1, first).squeeze(1)
+    height, width = height.squeeze(1), width.squeeze(1)
     box = torch.stack([u[:, -2] * (height - h + 1), u[:, -1] * (width - w + 1), h, w], dim=1).long()
-    return torch.where(fits.any(1, keepdim=True), box, torch.tensor(_central_box(height, width, ratio)))
+    return torch.where(fits.any(1, keepdim=True), box, _central_boxes(height, width, ratio))
 
 
-def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-    h, w = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
-    return (height - h) // 2, (width - w) // 2, h, w
+def _central_boxes(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> Tensor:
+    h = torch.minimum(height, (width.double() / ratio[0]).round().long())
+    w = torch.minimum(width, (height.double() * ratio[1]).round().long())
+    return torch.stack([(height - h) // 2, (width - w) // 2, h, w], dim=1)
 
 
 def crop_matrices(boxes: Tensor, flip: Tensor, height: int, width: int, size: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -19,6 +18,7 @@ Batch = dict[str, Tensor]
 Exchange = Callable[[Tensor, Tensor], Tensor]  # this process's rows of a global batch and an order -> its rows of that
 
 WORKER_GONE = ("DataLoader worker (pid", "Pin memory thread")  # what PyTorch's errors contain
+TOGETHER = 32  # images a loader process holds decoded
 ATTEMPTS = 10  # images to try for one sample before the data as a whole are at fault
 
 
@@ -190,12 +190,15 @@ class _Views:
         """What a batch says of the order of the views that are dealt, if any are."""
         return {"order": order} if self.dealt.looks else {}
 
-    def of_images(self, images: Tensor, index: Tensor, keys: Tensor, order: Tensor, mine: slice) -> Batch:
-        """From uint8 `images` (N, 3, H, W) in memory and a global batch."""
+    def of_images(
+        self, images: Tensor, device: torch.device, index: Tensor, keys: Tensor, order: Tensor, mine: slice
+    ) -> Batch:
+        """On `device`, from uint8 `images` (N, 3, H, W) in memory, there or on the host, and a global batch."""
         views = {}
         for part, rows in ((self.own, mine), (self.dealt, order[mine])):
             if part.looks:
                 chosen = images.index_select(0, index[rows].to(images.device, non_blocking=True))
+                chosen = chosen.to(device, non_blocking=True)
                 views |= part.finish(part.crop_batch(chosen, keys[rows]), keys[rows])
         return views
 
@@ -206,10 +209,11 @@ class _Views:
 
 
 class _Memory:
-    """Batches of a source held in memory: uint8 on the device, cropped and finished there."""
+    """Batches of a source held in memory: uint8, on the device if that has room, and cropped and finished there."""
 
     def __init__(self, source: Source, views: _Views, sampler: KeyedSampler | _InOrder, device: torch.device):
-        self.images, self.labels = source.images.to(device), source.labels
+        home = device if _has_room(device, source.images.nbytes) else "cpu"
+        self.images, self.labels = source.images.to(home), source.labels
         self.bad: dict[str, str] = {}  # nothing here can be
         self.views, self.sampler, self.device = views, sampler, device
 
@@ -220,7 +224,12 @@ class _Memory:
             if self.labels is not None:
                 batch["label"] = self.labels[index[mine]]
             batch = {name: x.to(self.device, non_blocking=True) for name, x in batch.items()}
-            yield batch | self.views.of_images(self.images, index, keys, order, mine)
+            yield batch | self.views.of_images(self.images, self.device, index, keys, order, mine)
+
+
+def _has_room(device: torch.device, size: int) -> bool:
+    """Whether `size` bytes leave most of what is free on the device to training."""
+    return device.type == "cpu" or 4 * size < torch.cuda.mem_get_info(device)[0]
 
 
 class _Files:
@@ -288,18 +297,25 @@ def _end_workers() -> None:
 
 
 class _Crops(Dataset):
+    """Samples as items; asked for a batch of them, it draws numbers for many at a time."""
+
     def __init__(self, source: Source, recipe: Recipe, replace_bad: bool):
         self.source, self.recipe, self.replace_bad = source, recipe, replace_bad
 
-    def __getitem__(self, sample: tuple[int, int]) -> dict[str, int | Tensor | dict[str, str]]:
-        _, key = sample
-        index, image, bad = self.read(*sample)
-        item = {"index": index, "key_draw": key, "bad": bad}
-        if self.source.labels is not None:
-            item["label"] = self.source.labels[index]
-        return item | self.recipe.crop(image, key)
+    def __getitems__(self, samples: list[tuple[int, int]]) -> list[dict[str, int | Tensor | dict[str, str]]]:
+        parts = (samples[i : i + TOGETHER] for i in range(0, len(samples), TOGETHER))
+        return [item for part in parts for item in self._items(part)]
 
-    def read(self, index: int, key: int) -> tuple[int, Image, dict[str, str]]:
+    def _items(self, samples: list[tuple[int, int]]) -> list[dict[str, int | Tensor | dict[str, str]]]:
+        indices, images, bad = zip(*(self.read(*sample) for sample in samples))
+        keys = [key for _, key in samples]
+        columns = {"index": indices, "key_draw": keys, "bad": bad}
+        if self.source.labels is not None:
+            columns["label"] = [self.source.labels[index] for index in indices]
+        columns |= self.recipe.crop(images, torch.tensor(keys))
+        return [dict(zip(columns, row)) for row in zip(*columns.values())]
+
+    def read(self, index: int, key: int) -> tuple[int, Tensor, dict[str, str]]:
         """The image `index` or what replaces it, as its own index and itself; and why others could not be read."""
         bad = {}
         for attempt in range(ATTEMPTS):

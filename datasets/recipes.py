@@ -1,13 +1,13 @@
 """Recipes: how an image becomes the named views that training or an evaluation sees.
 
-A recipe has a look for every view. A look has a geometric part, `crop` (one Pillow image, in a loader worker) or
+A recipe has a look for every view. A look has a geometric part, `crop` (images of any sizes, in a loader worker) or
 `crop_batch` (a set held in memory, where the images are), and a part for whole batches on the device, `finish`. Every
 number a look needs is drawn from the sample's key and the view's name. `told` says in plain numbers what came of them,
 so a preview shows exactly what training sees and why.
 """
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import cycle
@@ -18,6 +18,7 @@ import torch
 import torchvision.transforms.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from datasets import augment, photometric
 from datasets.colours import Colours
@@ -42,8 +43,8 @@ class Look(Protocol):
 
     name: str
 
-    def crop(self, image: Image.Image, key: int) -> Tensor:
-        """RGB image -> uint8 (3, size, size), or (pieces, 3, size, size)."""
+    def crop(self, images: Sequence[Tensor], keys: Tensor) -> Sequence[Tensor]:
+        """RGB images, uint8 (3, H, W), keys (N,) -> uint8 (3, size, size) each, or (pieces, 3, size, size)."""
 
     def crop_batch(self, images: Tensor, keys: Tensor) -> Tensor:
         """float 0..1 (N, 3, H, W) on any device, keys (N,) on the CPU -> float 0..1 (N, ...), each as `crop` has it."""
@@ -132,21 +133,24 @@ class View:
         """
         return self._geometry(keys) | self.style.parameters(keys, self.name)
 
-    def crop(self, image: Image.Image, key: int) -> Tensor:
-        keys = torch.tensor([key])
-        boxes, flip = self._boxes(keys, image.height, image.width)
-        top, left, height, width = boxes[0].tolist()
-        image = image.crop((left, top, left + width, top + height))
-        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
-        if flip.item():
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return _to_tensor(self._randaugment(image, keys))
+    def crop(self, images: Sequence[Tensor], keys: Tensor) -> Sequence[Tensor]:
+        height, width = torch.tensor([image.shape[1:] for image in images]).unbind(1)
+        boxes, flip = (x.tolist() for x in self._boxes(keys, height, width))
+        crops = [
+            _resized(image[:, top : top + h, left : left + w], (self.size, self.size))
+            for image, (top, left, h, w) in zip(images, boxes)
+        ]
+        crops = [crop.flip(2) if mirrored else crop for crop, mirrored in zip(crops, flip)]
+        return self._randaugmented(crops, keys) if self.style.randaugment else crops
 
     def crop_batch(self, images: Tensor, keys: Tensor) -> Tensor:
         height, width = images.shape[2:]
         boxes, flip = (x.to(images.device, non_blocking=True) for x in self._boxes(keys, height, width))
         crops = augment.separable(images, *augment.crop_matrices(boxes, flip, height, width, self.size))
-        return self._randaugmented(crops, keys) if self.style.randaugment else crops
+        if not self.style.randaugment:
+            return crops
+        small = crops.mul(255).round_().byte().cpu()  # slow, and on a GPU a trip to the host
+        return torch.stack(self._randaugmented(small, keys)).to(images.device).float().div_(255)
 
     def finish(self, images: Tensor, keys: Tensor, colours: Colours) -> Tensor:
         return colours(self.style.apply(_to_float(images), keys, self.name))
@@ -168,14 +172,12 @@ class View:
             "flip": uniform(keys, 1, f"{self.name}/flip").squeeze(1) < 0.5,
         }
 
-    def _boxes(self, keys: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    def _boxes(self, keys: Tensor, height: int | Tensor, width: int | Tensor) -> tuple[Tensor, Tensor]:
         drawn = self._geometry(keys)
         return augment.random_resized_crop_boxes(drawn["crop"], height, width, self.crop_scale), drawn["flip"]
 
     def _randaugment(self, image: Image.Image, key: Tensor) -> Image.Image:
         """timm's draws from two global generators, so those are seeded for the call and put back."""
-        if not self.style.randaugment:
-            return image
         state, numpy_state = random.getstate(), np.random.get_state()
         seed = int(hash64(key, f"{self.name}/randaugment")) % 2**32
         random.seed(seed)
@@ -185,11 +187,11 @@ class View:
         np.random.set_state(numpy_state)
         return image
 
-    def _randaugmented(self, images: Tensor, keys: Tensor) -> Tensor:
-        """The batch through Pillow, image by image: slow, and on a GPU a trip to the host."""
-        pictures = images.mul(255).round_().byte().permute(0, 2, 3, 1).cpu().numpy()
-        changed = [self._randaugment(Image.fromarray(p), key) for p, key in zip(pictures, keys.split(1))]
-        return torch.stack([_to_tensor(p) for p in changed]).to(images.device).float().div_(255)
+    def _randaugmented(self, images: Iterable[Tensor], keys: Tensor) -> list[Tensor]:
+        """uint8 (3, H, W) each, through Pillow."""
+        pictures = (Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images)
+        changed = [self._randaugment(picture, key) for picture, key in zip(pictures, keys.split(1))]
+        return [torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in changed]
 
 
 @dataclass(frozen=True)
@@ -206,8 +208,8 @@ class Jigsaw:
     def name(self) -> str:
         return self.frame.name
 
-    def crop(self, image: Image.Image, key: int) -> Tensor:
-        return self._pieces(self.frame.crop(image, key).unsqueeze(0), torch.tensor([key])).squeeze(0)
+    def crop(self, images: Sequence[Tensor], keys: Tensor) -> Sequence[Tensor]:
+        return self._pieces(torch.stack([*self.frame.crop(images, keys)]), keys)
 
     def crop_batch(self, images: Tensor, keys: Tensor) -> Tensor:
         return self._pieces(self.frame.crop_batch(images, keys), keys)
@@ -253,13 +255,17 @@ class Centre:
     def side(self) -> int:
         return self.size * 256 // 224 if self.size > SMALL else self.size
 
-    def crop(self, image: Image.Image, key: int) -> Tensor:
-        return _to_tensor(F.center_crop(F.resize(image, self.side), self.size))
+    def crop(self, images: Sequence[Tensor], keys: Tensor) -> Sequence[Tensor]:
+        return [F.center_crop(_resized(image, self._scaled(*image.shape[1:])), self.size) for image in images]
 
     def crop_batch(self, images: Tensor, keys: Tensor) -> Tensor:
         if min(images.shape[2:]) != self.side:
-            images = F.resize(images, self.side, antialias=True)
+            images = F.resize(images, self._scaled(*images.shape[2:]), antialias=True)
         return F.center_crop(images, self.size)
+
+    def _scaled(self, height: int, width: int) -> list[int]:
+        short = min(height, width)
+        return [int(self.side * height / short), int(self.side * width / short)]
 
     def finish(self, images: Tensor, keys: Tensor, colours: Colours) -> Tensor:
         return colours(_to_float(images))
@@ -284,9 +290,9 @@ class Recipe:
         """The recipe with these of its views."""
         return replace(self, looks=tuple(look for look in self.looks if look.name in views))
 
-    def crop(self, image: Image.Image, key: int) -> dict[str, Tensor]:
-        """RGB image -> {view: uint8 (..., 3, size, size)}."""
-        return {look.name: look.crop(image, key) for look in self.looks}
+    def crop(self, images: Sequence[Tensor], keys: Tensor) -> dict[str, Sequence[Tensor]]:
+        """RGB images, uint8 (3, H, W), keys (N,) -> {view: N of uint8 (..., 3, size, size)}."""
+        return {look.name: look.crop(images, keys) for look in self.looks}
 
     def crop_batch(self, images: Tensor, keys: Tensor) -> dict[str, Tensor]:
         """uint8 (N, 3, H, W) on any device, keys (N,) on the CPU -> {view: float 0..1 (N, ..., 3, size, size)}."""
@@ -383,8 +389,9 @@ def _piece_keys(keys: Tensor) -> Tensor:
     return hash64(keys.unsqueeze(1), torch.arange(GRID**2))
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+def _resized(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear and antialiased, as Pillow has it; uint8 (3, H, W), fastest where that lies pixel by pixel in memory."""
+    return interpolate(image.unsqueeze(0), size, mode="bilinear", antialias=True).squeeze(0)
 
 
 def _to_float(images: Tensor) -> Tensor:

@@ -49,8 +49,8 @@ class Source:
 
     def picture(self, index: int) -> Image.Image:
         """One image in RGB. ValueError where its file cannot be read."""
-        image = self.images[index]
-        return Image.fromarray(image.permute(1, 2, 0).numpy()) if self.in_memory else read_image(image)
+        image = self.images[index] if self.in_memory else read_image(self.images[index])
+        return Image.fromarray(image.permute(1, 2, 0).numpy())
 
     def part(self, mask: Tensor, *remarks: str) -> "Source":
         """The images where `mask` (N,) bool is set, with further remarks; the classes stay."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from datasets.sources import Source
-from learning import build, checkpoint, engine, parallel, resume
+from learning import build, checkpoint, engine, launch, parallel, resume
 from learning.bad_images import BadImages
 from learning.guard import Guard, NotFinite
 from learning.host import keep_freed_memory
@@ -330,7 +330,7 @@ class Pretraining:
         dropped = {"--resume", "--stop_epoch", "--stop-epoch"}
         again = [part for part, before in zip(sys.argv, ["", *sys.argv]) if not dropped & {part, before}]
         command = shlex.join([*again, "--resume", str(self.run.folder)])
-        return f"Stopped after step {self.step}; go on with: {parallel.launcher()} {command}"
+        return f"Stopped after step {self.step}; go on with: {launch.launcher()} {command}"
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

@@ -88,8 +88,8 @@ def test_another_image_takes_the_place(files):
     assert torch.equal(batch["key_draw"], sample_keys(5, 0, sound)), "the draws stay those of the sample"
     row = int(replaced.nonzero()[0])
     key, views = batch["key_draw"][row : row + 1], recipe(files)
-    crops = views.crop(read_image(files.images[batch["index"][row]]), int(key))
-    expected = views.finish({name: crop[None] for name, crop in crops.items()}, key)
+    crops = views.crop([read_image(files.images[batch["index"][row]])], key)
+    expected = views.finish({name: crop[0][None] for name, crop in crops.items()}, key)
     assert all(torch.equal(batch[name][row], view[0]) for name, view in expected.items())
     replacements = []
     for epoch in range(9):

@@ -4,8 +4,9 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from datasets import decode
 from datasets.decode import read_image
 
 RNG = np.random.default_rng(0)
@@ -13,8 +14,9 @@ PICTURE = Image.fromarray(RNG.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resiz
 
 
 def pixels(image):
-    assert image.mode == "RGB"
-    return np.asarray(image).astype(int)
+    image = np.asarray(image if isinstance(image, Image.Image) else image.permute(1, 2, 0))
+    assert image.shape[2] == 3 and image.dtype == np.uint8
+    return image.astype(int)
 
 
 def read(path, image, **options):
@@ -25,6 +27,20 @@ def read(path, image, **options):
 def test_ordinary_files_come_out_as_pillow_decodes_them(tmp_path):
     for name in ("a.jpg", "a.png", "a.bmp", "a.ppm", "a.tif", "a.webp"):
         assert np.array_equal(read(tmp_path / name, PICTURE), pixels(Image.open(tmp_path / name).convert("RGB")))
+
+
+@pytest.mark.parametrize("without", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", *range(2, 9)])
+def test_jpegs_come_out_as_pillow_decodes_them_with_torchvision_and_without(tmp_path, monkeypatch, mode, without):
+    """Numbers are orientations."""
+    if without:
+        monkeypatch.setattr(decode, "decode_jpeg", None)
+    exif = Image.Exif()
+    if isinstance(mode, int):
+        exif[0x0112] = mode
+    found = read(tmp_path / "a.jpg", PICTURE.convert("RGB" if isinstance(mode, int) else mode), exif=exif)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert np.array_equal(found, pixels(ImageOps.exif_transpose(image).convert("RGB")))
 
 
 @pytest.mark.parametrize("ending", ["png", "tif", "webp"])

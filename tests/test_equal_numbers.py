@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from learning import build, checkpoint, parallel
+from learning import build, checkpoint, launch, parallel
 from learning.interrupt import Interrupt
 from learning.pretraining import pretrain
 from memory.feature_transform import beta_quantiles
@@ -151,7 +151,7 @@ def place(tmp_path_factory):
 
 def started(worker, folder, processes):
     flags = f"--device cpu --nprocs {processes} --model_path {folder}"
-    parallel.launch(worker, contrast.parse(flags.split())[0])
+    launch.launch(worker, contrast.parse(flags.split())[0])
 
 
 def assert_close(ours, theirs):

@@ -16,7 +16,7 @@ from datasets import recipes
 from datasets.colours import colours
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.sources import IMAGENET, Source
-from learning import checkpoint, parallel, subject
+from learning import checkpoint, launch, parallel, subject
 from learning.evaluation import evaluate as run_evaluation
 from learning.evaluations.features import Cached, Live, extract
 from learning.evaluations.knn import evaluate, knn
@@ -264,7 +264,7 @@ def _measure_as_rank(options):
 def test_two_processes_measure_the_same_as_one(tmp_path):
     _measure(tmp_path / "alone.pth")
     options = {"nprocs": 2, "world_size": 1, "node_rank": 0, "dist_url": "", "dist_backend": "gloo", "device": "cpu"}
-    parallel.launch(_measure_as_rank, SimpleNamespace(**options, gpu=None, folder=str(tmp_path)))
+    launch.launch(_measure_as_rank, SimpleNamespace(**options, gpu=None, folder=str(tmp_path)))
     alone, *ranks = (torch.load(tmp_path / f"{name}.pth") for name in ("alone", 0, 1))
     for found in ranks:
         assert torch.equal(found["labels"], alone["labels"])

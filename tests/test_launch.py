@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from learning import checkpoint, parallel, signals
+from learning import checkpoint, launch, parallel, signals
 
 ROOT = Path(__file__).parents[1]
 WARM = multiprocessing.get_context("forkserver")
@@ -44,7 +44,7 @@ STEPS = """
 import sys, time
 from types import SimpleNamespace
 import torch
-from learning import parallel
+from learning import launch, parallel
 from learning.interrupt import Interrupt
 
 def train(options):
@@ -62,7 +62,7 @@ def train(options):
 if __name__ == "__main__":
     flags = {"nprocs": int(sys.argv[1]) or None, "multiprocessing_distributed": False, "dist_url": "", "world_size": -1}
     flags |= {"node_rank": -1, "device": "cpu", "gpu": None, "dist_backend": "auto"}
-    parallel.main(train, SimpleNamespace(**flags))
+    launch.main(train, SimpleNamespace(**flags))
 """
 
 
@@ -397,19 +397,19 @@ def test_tasks_of_srun_know_their_place():
         "SLURM_STEP_NUM_TASKS": "11", "SLURM_PROCID": "9", "SLURM_LOCALID": "1",
         "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "1",
     }  # fmt: skip
-    assert parallel._slurm(step) == {
+    assert launch._slurm(step) == {
         "RANK": "9", "WORLD_SIZE": "11", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "3",
         "MASTER_ADDR": "gpu03", "MASTER_PORT": "24561",
     }  # fmt: skip
     chosen = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "999"}
-    assert parallel._slurm(step | chosen).items() >= chosen.items()
-    assert parallel._slurm(step | {"SLURM_STEP_NODELIST": "a1,a2"})["MASTER_ADDR"] == "a1"
+    assert launch._slurm(step | chosen).items() >= chosen.items()
+    assert launch._slurm(step | {"SLURM_STEP_NODELIST": "a1,a2"})["MASTER_ADDR"] == "a1"
 
 
 def test_a_shell_of_slurm_is_no_task():
     """sbatch and salloc set these; srun with one task sets the last as well."""
     shell = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1", "SLURM_LOCALID": "0"}
-    assert parallel._slurm(shell) == parallel._slurm(shell | {"SLURM_STEP_NUM_TASKS": "1"}) == {}
+    assert launch._slurm(shell) == launch._slurm(shell | {"SLURM_STEP_NUM_TASKS": "1"}) == {}
 
 
 @pytest.mark.parametrize("status, again", [(0, False), (1, False), (138, True), (143, False)])
