@@ -6,12 +6,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 extra="" source scripts/setup.sh
 
-# As in the demo: 78 steps of 64 pictures an epoch, a queue of four batches, one cosine, no warm-up.
+# As in the demo: 78 steps of 64 pictures an epoch, a queue of four batches, one cosine. The preset warms up for one epoch.
 train() {
     name=$1
     shift
     echo "== $name"
-    python main_contrast.py --method MoCov2 --width 0.25 --batch_size 64 --queue_size 256 --temperature 0.2 --no_warm \
+    python main_contrast.py --method MoCov2 --width 0.25 --batch_size 64 --queue_size 256 --temperature 0.2 \
         --epochs 5 --learning_rate 0.03 --cosine --amp --save_score --knn_freq 5 --print_freq 26 --keep 1 \
         --seed 0 --name "$name" --model_path save/analysis --tb_path tb/analysis --resume auto "$@"
 }

@@ -89,7 +89,7 @@ def test_the_numbers_make_the_view_again(photos):
             if "blur" in drawn:
                 view = F.gaussian_blur(view, [25, 25], [drawn["blur"]] * 2)
             ours = loader.recipe.colours.shown(batch[name][row])[0]
-            torch.testing.assert_close(ours, view, atol=8 * BIT, rtol=0)
+            torch.testing.assert_close(ours, view, atol=12 * BIT, rtol=0)
             done |= {*drawn, *drawn.get("jitter", {})}
     assert done == {"crop", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "gray", "blur"}
 
