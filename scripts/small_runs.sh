@@ -21,9 +21,9 @@ for momentum in 0 0.5 0.9 0.99 0.999 1; do
     train "momentum-$momentum" --key_momentum $momentum
 done
 
-# Feature transformation beside momentum-0.99, which has none: each half of it, both, and both from a later epoch on.
-train ft-pos --key_momentum 0.99 --ft_pos extrapolate
-train ft-neg --key_momentum 0.99 --ft_neg interpolate
+# Feature transformation beside momentum-0.99, which has none: each half of it alone, then both, from epoch 2 or at once.
+train pos-from-2 --key_momentum 0.99 --ft_pos extrapolate --ft_begin_epoch 2
+train neg-from-2 --key_momentum 0.99 --ft_neg interpolate --ft_begin_epoch 2
 for begin in 0 2; do
     train "ft-from-$begin" --key_momentum 0.99 --ft_pos extrapolate --ft_neg interpolate --ft_begin_epoch $begin
 done

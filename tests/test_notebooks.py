@@ -91,7 +91,7 @@ def test_the_small_runs_are_what_the_analysis_looks_for(clone, monkeypatch, caps
     sweep = [f"momentum-{m}" for m in ("0", "0.5", "0.9", "0.99", "0.999", "1")]
     assert legends[0][:6] == legends[1][:6] == sweep
     effect = [axes.get_ylabel() for axes in figures[2].axes[::3]]
-    assert effect == ["momentum-0.99", "ft-from-0", "ft-neg", "ft-pos"]
+    assert effect == ["momentum-0.99", "ft-from-2", "neg-from-2", "pos-from-2"]
     assert legends[3][:4] == effect and legends[4][0] == "ft-from-2"
     assert legends[5][:3] == ["momentum-0.99", "ft-from-0", "ft-from-2"]
-    assert capsys.readouterr().out.count("ft-from-0") == 2
+    assert capsys.readouterr().out.count("ft-from-2") == 2
