@@ -1,7 +1,7 @@
 """Geometry for whole batches, with parameters of its own for every sample.
 
-Cropping, resizing, flipping and blurring are all linear and separable: each is a matrix acting on the rows of an image
-and one acting on its columns. `separable` applies them; the other functions build them.
+Cropping, resizing and flipping are linear and separable: each is a matrix acting on the rows of an image and one acting
+on its columns. `separable` applies them; the other functions build them.
 """
 
 import math
@@ -68,22 +68,6 @@ def _resize_matrix(start: Tensor, length: Tensor, size_in: int, size_out: int) -
     centre = start + (torch.arange(size_out, device=start.device).view(1, -1, 1) + 0.5) * step
     weight = (1 - (place + 0.5 - centre).abs() / step.clamp(min=1)).clamp(min=0)
     weight = weight * ((place >= start) & (place < start + length))
-    return weight / weight.sum(2, keepdim=True)
-
-
-def blur_matrices(sigma: Tensor, size: int) -> Tensor:
-    """Gaussian blur with reflected borders along one side of length `size`, for `separable`.
-
-    sigma (N,) in pixels, 0 leaves the image as it is; the Gaussian reaches as far as it exceeds e^-20 of its peak
-    (6.3 sigma). Returns (N, size, size).
-    """
-    place, last = torch.arange(size, device=sigma.device), size - 1
-    target, source = place.view(-1, 1), place.view(1, -1)
-    exponent = torch.arange(2 * size - 1, device=sigma.device) ** 2 / (2 * sigma.clamp(min=1e-3).unsqueeze(1) ** 2)
-    by_distance = (-exponent).exp().masked_fill(exponent > 20, 0)  # a table: one exponential per distance, not per pair
-    weight = by_distance[:, (target - source).abs()]
-    weight += by_distance[:, target + source] * (source > 0)  # mirrored at the first pixel
-    weight += by_distance[:, 2 * last - target - source] * (source < last)  # and at the last
     return weight / weight.sum(2, keepdim=True)
 
 

@@ -229,7 +229,7 @@ class _Memory:
 
 def _has_room(device: torch.device, size: int) -> bool:
     """Whether `size` bytes leave most of what is free on the device to training."""
-    return device.type == "cpu" or 4 * size < torch.cuda.mem_get_info(device)[0]
+    return device.type != "cuda" or 4 * size < torch.cuda.mem_get_info(device)[0]
 
 
 class _Files:
