@@ -23,10 +23,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial, partialmethod
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from unittest import mock
@@ -55,9 +56,7 @@ from options import contrast  # noqa: E402
 MAIN = [sys.executable, str(ROOT / "main_contrast.py")]
 TEMPERATURE, POSITIVE, NEGATIVE = 0.2, 2.0, 1.6  # Beta parameters as published
 FT = f"--ft_pos extrapolate --ft_neg interpolate --ft_pos_alpha {POSITIVE} --ft_neg_alpha {NEGATIVE}"
-LEVELS = {
-    level: f"{FT} --ft_pos_granularity {level} --ft_neg_granularity {level}" for level in ("batch", "sample", "dim")
-}
+LEVELS = {x: f"{FT} --ft_pos_granularity {x} --ft_neg_granularity {x}" for x in ("batch", "sample", "dim")}
 ALONE = "--no_pre_scores"  # FT without the scores before it
 FT_TRANSFORMS = build.transforms(contrast.parse(shlex.split(FT))[0])
 NEVER = 10**9
@@ -85,7 +84,7 @@ class Setting:
     device: torch.device
     rounds: int
     tiny: bool
-    data_folder: str | None
+    folder: Path  # of JPEG files; written if it is empty
 
     @property
     def pairs(self) -> "Pairs":
@@ -132,7 +131,7 @@ def ms(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms"
 
 
-# The contrast head
+# The contrast head: loss and gradient
 
 
 class Pairs:
@@ -260,15 +259,14 @@ def resolved(workload: Workload, setting: Setting) -> tuple[contrast.ContrastOpt
 
 
 def files(pictures: sources.Source, setting: Setting) -> sources.Source:
-    """The first files of --data_folder, or `pictures` as JPEG files of ImageNet's size: 500 x 375 pixels, 110 KB."""
-    folder, noise = setting.data_folder, np.random.default_rng(0)
-    if folder is None:
-        folder = tempfile.mkdtemp()
+    """Those in the folder; where there are none, `pictures` as JPEG of ImageNet's size: 500 x 375 pixels, 100 KB."""
+    if not any(setting.folder.iterdir()):
+        noise = np.random.default_rng(0)
         for number, picture in enumerate(pictures.images[: setting.files]):
             large = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((500, 375), Image.Resampling.BICUBIC)
-            pixels = np.asarray(large) + noise.normal(0, 12, (375, 500, 1))
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(f"{folder}/{number:03}.jpg", quality=90)
-    source = sources.open_source("folder", "train", folder=folder)
+            pixels = np.asarray(large) + noise.normal(0, 16, (375, 500, 1))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(setting.folder / f"{number}.jpg", quality=90)
+    source = sources.open_source("folder", "train", folder=setting.folder)
     return source.part(torch.arange(len(source)) < setting.files)
 
 
@@ -310,23 +308,26 @@ def _views(workload: Workload, setting: Setting) -> Iterator[str]:
     if not images.in_memory:
         kind, samples = f"JPEG files, {opt.input_res} px", [(number, number) for number in range(count)]
         crops = partial(loader.feed.loader.dataset.__getitems__, samples)
-        sides["decoding", 0] = (
-            lambda: [*map(published.read, images.images)],
-            lambda: [*map(decode.read_image, images.images)],
-        )
+        sides["decoding", 0] = (partial(each, read, images.images) for read in (published.read, decode.read_image))
         sides["all that a loader process does", 5] = recipe, crops
-    sides["from image to views on the device", 0] = recipe, lambda: [None for _ in loader]
+    sides["from image to views on the device", 0] = recipe, partial(each, len, loader)
     for (what, goal), (reference, here) in sides.items():
-        times = on_one_core(lambda: alternate({"reference": reference, "here": here}, setting.rounds))  # noqa: B023
+        with one_core():
+            times = alternate({"reference": reference, "here": here}, setting.rounds)
         yield faster(f"{kind}: {what}", times, images=count, goal=goal)
 
 
-def on_one_core(measure: Callable):
+def each(function: Callable, things: Iterable) -> None:
+    for thing in things:
+        function(thing)
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    found = measure()
+    yield
     torch.set_num_threads(threads)
-    return found
 
 
 # Whole training steps
@@ -392,7 +393,8 @@ def training(setting: Setting) -> Iterator[str]:
 def shares(setting: Setting) -> Iterator[str]:
     """what a training step is spent on, on one core"""
     for workload in (CIFAR, IMAGENET):
-        spent = on_one_core(lambda: _parts(Here(workload, setting), setting.rounds))  # noqa: B023
+        with one_core():
+            spent = _parts(Here(workload, setting), setting.rounds)
         whole = spent.pop("step")
         parts = ", ".join(f"{name} {seconds / whole:.1%}" for name, seconds in spent.most_common())
         yield row(f"{workload.name} step, one core: {parts}", here=ms(whole / setting.rounds))
@@ -467,14 +469,16 @@ def scaling(setting: Setting) -> Iterator[str]:
         yield row(f"loss, N {queries}, K {queue} ({pairs.keys.nbytes / 1e6:.0f} MB)", reference, here, f"with FT {ft}")
     for processes in (1, 2):
         lines = logged(f"--nprocs {processes} --device cpu --print_freq {4 * setting.rounds}")
-        _, (_, speed) = next(lines), next(lines)
-        lines.close()
+        *_, (_, speed) = islice(lines, 2)
         yield row(f"built-in pictures, --nprocs {processes} --device cpu", here=f"{speed} images/s")
 
 
 def extra_bytes(function: Callable[[], object], device: torch.device) -> int:
-    """Memory that a call takes for a while: on a GPU, or on Linux with glibc."""
-    function()
+    """Memory that a call takes for a while: on a GPU, or on Linux with glibc. Some of it is chance: the least of 3."""
+    return min(_extra_bytes(function, device) for _ in range(3))
+
+
+def _extra_bytes(function: Callable[[], object], device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -523,7 +527,7 @@ def advice(device: torch.device) -> Iterator[str]:
 ROWS = {function.__name__: function for function in (head, statistics, data, training, shares, start, scaling)}
 
 
-def parse(argv: list[str] | None = None) -> tuple[list[str], Setting]:
+def parse(argv: list[str] | None = None) -> tuple[list[str], argparse.Namespace]:
     listed = "\n".join(f"  {name:10}  {function.__doc__}" for name, function in ROWS.items())
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=f"{__doc__}\nrows:\n{listed}", formatter_class=raw)
@@ -540,20 +544,22 @@ def parse(argv: list[str] | None = None) -> tuple[list[str], Setting]:
     if options.rounds < 1:
         parser.error(f"--rounds {options.rounds} measures nothing: give 1 or more")
     chosen = [name for name in ROWS if {name, "all"} & set(options.rows or ["all"])]
-    return chosen, Setting(parallel.device(options.device), options.rounds, options.tiny, options.data_folder)
+    return chosen, options
 
 
 def main(argv: list[str] | None = None) -> int:
-    rows, setting = parse(argv)
-    print(f"{machine(setting.device)}\n\n{row('', 'reference', 'here', 'result', 'goal')}\n|---|---|---|---|---|")
+    rows, options = parse(argv)
+    device = parallel.device(options.device)
+    print(f"{machine(device)}\n\n{row('', 'reference', 'here', 'result', 'goal')}\n|---|---|---|---|---|")
     try:
-        for name in rows:
-            for line in ROWS[name](setting):
+        with tempfile.TemporaryDirectory() as folder:
+            setting = Setting(device, options.rounds, options.tiny, Path(options.data_folder or folder))
+            for line in (line for name in rows for line in ROWS[name](setting)):
                 print(line, flush=True)
     except (ValueError, OSError) as error:
         print(f"benchmark.py: {error}", file=sys.stderr)
         return 1
-    print("\nWhat would be faster here:\n", *(f"- {sentence}" for sentence in advice(setting.device)), sep="\n")
+    print("\nWhat would be faster here:\n", *(f"- {sentence}" for sentence in advice(device)), sep="\n")
     return 0
 
 
