@@ -298,6 +298,7 @@ def _rewriting(opt: ContrastOptions, steps_per_epoch: int) -> Rewriting:
         begin_step=opt.ft_begin_epoch * steps_per_epoch,
         untouched=() if opt.ft_jigsaw else ("jigsaw",),
         before=opt.pre_scores and bool(chosen),
+        look_every=opt.print_freq,
     )
 
 

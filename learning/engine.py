@@ -38,6 +38,7 @@ def train_epoch(
         optimizer.zero_grad(set_to_none=True)
         out = _forward_backward(model, [part | {"step": step} for part in parts], autocast, guard.scaler)
         method.after_backward(step)
+        progress.gradients.observe(step, method, guard)
         index = [part["index"] for part in parts]
         out = guard.step(out, step, torch.cat(index))
         method.after_step(out, step)

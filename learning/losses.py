@@ -30,6 +30,10 @@ class Objective(nn.Module, abc.ABC):
     def forward(self, task: Task, number: int) -> Losses:
         """Of each query of the task with this `number`."""
 
+    def gradients(self, rows: Tensor) -> dict[str, Tensor]:
+        """What `Losses.rows` tell of the mean size of their derivatives, by name, if anything."""
+        return {}
+
     def update(self, constants: Tensor | None) -> None:
         """Learn from a step's `Losses.constant`, (tasks,), once it is over."""
 
@@ -52,6 +56,10 @@ class InfoNCE(Objective):
             scored = Scored.of(negative, self.temperature, task.valid)
         rows = F.softplus(scored.log_sum_exp - positive / self.temperature)  # which is -log softmax
         return Losses(rows, positive, scored)
+
+    def gradients(self, rows: Tensor) -> dict[str, Tensor]:
+        """By the positive score: (1 - p) / T where p = exp(-loss) is the positive's share of the softmax."""
+        return {"positive_gradient": -torch.expm1(-rows.detach()).mean() / self.temperature}
 
 
 class NCE(Objective):

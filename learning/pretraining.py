@@ -87,6 +87,7 @@ class Pretraining:
             batch_size=opt.batch_size,
             print_freq=opt.print_freq,
             save_score=opt.save_score,
+            grad_norms=opt.grad_norms,
             bad_images=BadImages(self.loader.bad, data.images),
             guard=self.guard,
         )

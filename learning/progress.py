@@ -1,7 +1,8 @@
 """What a run shows while it trains, and the statistics it collects on the way."""
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import compress
@@ -16,9 +17,9 @@ from learning import checkpoint, parallel
 from learning.bad_images import BadImages
 from learning.guard import Guard
 from learning.meters import Meters
-from learning.methods.base import StepOutput
+from learning.methods.base import Method, StepOutput
 from learning.run import Run, SilentRun
-from memory import scores
+from memory import look, scores
 
 
 class ScoreRecorder:
@@ -65,6 +66,35 @@ def _join_ranks(stacked: Tensor) -> Tensor:
     return whole.reshape(len(stacked), -1, *whole.shape[2:]).cpu().contiguous()
 
 
+class GradientNorms:
+    """The norm of each layer's gradient at every `every`-th step (0: never), on the device until a log line is due."""
+
+    def __init__(self, every: int):
+        self.every = every
+        self.seen: list[tuple[int, list[str], Tensor]] = []  # step, names of the parameters, norm of each
+
+    def observe(self, step: int, method: Method, guard: Guard) -> None:
+        """To be called when gradients are complete, before the optimizer's step."""
+        if self.every and (step + 1) % self.every == 0:
+            guard.scaler.unscale_(guard.optimizer)
+            gradients = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+            self.seen.append((step + 1, [*gradients], torch.stack(torch._foreach_norm([*gradients.values()]))))
+
+    def take(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """Steps and the norms of their layers, modules that have parameters of their own; then start anew.
+
+        One copy to the host for each step. Steps whose gradient is not finite are left out.
+        """
+        seen, self.seen = self.seen, []
+        for step, names, norms in seen:
+            layers: dict[str, float] = {}
+            for name, norm in zip(names, norms.tolist()):
+                layer = name.rpartition(".")[0]
+                layers[layer] = math.hypot(layers.get(layer, 0.0), norm)
+            if all(map(math.isfinite, layers.values())):
+                yield step, layers
+
+
 def _accuracy(values: dict[str, float]) -> str:
     """Contrast accuracy, of methods that have negatives."""
     if "contrast_acc" not in values:
@@ -94,6 +124,7 @@ class Progress:
         batch_size: int,
         print_freq: int,
         save_score: bool,
+        grad_norms: int,
         bad_images: BadImages,
         guard: Guard,
     ):
@@ -101,6 +132,7 @@ class Progress:
         self.steps_per_epoch, self.total = steps_per_epoch, epochs * steps_per_epoch
         self.window, self.epoch = Meters(), Meters()
         self.scores = ScoreRecorder() if save_score else None
+        self.gradients = GradientNorms(grad_norms)
         self.bad_images = bad_images
         silent = None if parallel.is_main() else True  # None: where there is no terminal
         self.bar = tqdm(total=self.total, disable=silent, unit=" images", unit_scale=batch_size, dynamic_ncols=True)
@@ -125,7 +157,7 @@ class Progress:
         self.done = step + 1
         self.bar.update()
         if (step + 1) % self.print_freq == 0:
-            self._log_line(step + 1, lr)
+            self._log_line(step + 1, lr, out)
         self.idle_since = time.perf_counter()
 
     def finish_epoch(self, step: int, epoch: int) -> None:
@@ -133,6 +165,7 @@ class Progress:
         self.guard.check(counted=bool(self.epoch.count))
         values = scores.derived(self.epoch.read()) | self.bad_images.count(self.run)
         self.run.record("epoch", epoch=epoch, step=step, **values)
+        self._record_gradients()
         minutes = (time.perf_counter() - self.epoch_clock) / 60
         self.run.log(
             f"epoch {epoch}/{self.total // self.steps_per_epoch} done  loss {values['loss']:.4f}  "
@@ -143,8 +176,9 @@ class Progress:
         """Forget about everything after `step`: none of it counted."""
         for meters in (self.window, self.epoch):
             meters.steps -= self.done - step
+        self.gradients.seen = [entry for entry in self.gradients.seen if entry[0] <= step]
 
-    def _log_line(self, step: int, lr: float) -> None:
+    def _log_line(self, step: int, lr: float, out: StepOutput) -> None:
         counted = bool(self.window.count)
         self.guard.check(counted, self.window.steps)
         if not counted:
@@ -153,8 +187,16 @@ class Progress:
         seconds, steps = time.perf_counter() - self.clock, step - self.clock_step
         speed = {"images_per_second": steps * self.batch_size / seconds, "data_wait": self.waited / seconds}
         self.run.record("step", epoch=self._epoch(step), step=step, **values, learning_rate=lr, **speed)
+        if out.looked and out.ok:
+            everywhere = {name: parallel.gather(x) for name, x in out.looked.items()}
+            self.run.record("scores", epoch=self._epoch(step), step=step, **look.measured(everywhere))
+        self._record_gradients()
         self.run.log(self._line(step, values, lr, speed, (self.total - step) * seconds / steps))
         self.clock, self.clock_step, self.waited = time.perf_counter(), step, 0.0
+
+    def _record_gradients(self) -> None:
+        for step, norms in self.gradients.take():
+            self.run.record("gradients", epoch=self._epoch(step), step=step, norms=norms)
 
     def _epoch(self, step: int) -> int:
         return (step - 1) // self.steps_per_epoch + 1
@@ -171,11 +213,13 @@ class Progress:
     def state_dict(self) -> dict[str, Any]:
         recorded = self.scores.state_dict() if self.scores is not None else None
         averages = {"window": self.window.state_dict(), "epoch": self.epoch.state_dict()}
-        return averages | {"scores": recorded, "bad_images": self.bad_images.state_dict(self.run)}
+        bad_images = self.bad_images.state_dict(self.run)
+        return averages | {"scores": recorded, "gradients": self.gradients.seen, "bad_images": bad_images}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self.window.load_state_dict(state["window"], device)
         self.epoch.load_state_dict(state["epoch"], device)
         if self.scores is not None:
             self.scores.past = state["scores"]
+        self.gradients.seen = state.get("gradients", [])
         self.bad_images.load_state_dict(state.get("bad_images", {}))

@@ -24,6 +24,7 @@ HOUSEKEEPING = frozenset(
         "save_every_steps",
         "keep",
         "knn_freq",
+        "grad_norms",
         "stop_epoch",
         "dry_run",
         "num_workers",

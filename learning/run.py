@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from learning import checkpoint, lock, parallel
 from learning.resume import Found
 from learning.tensorboard import cut, scalar_writer
+from memory import look
 
 EVENTS = "tensorboard.json"  # the names of this run's event files: others may lie in the same folder
 
@@ -62,11 +63,11 @@ class Run:
         self._text.write(text + "\n")
         self._text.flush()
 
-    def record(self, kind: str, *, epoch: int, step: int, **values: float) -> None:
-        """One object in log.jsonl, one TensorBoard scalar per value: tag `name` per epoch, `kind/name` otherwise."""
+    def record(self, kind: str, *, epoch: int, step: int, **values: Any) -> None:
+        """One object in log.jsonl, and its numbers as TensorBoard scalars: `name` per epoch, `kind/name` otherwise."""
         self._lines.write(json.dumps({"kind": kind, "epoch": epoch, "step": step, **values}) + "\n")
         self._lines.flush()
-        for name, value in values.items():
+        for name, value in _numbers(values):
             self._scalar(name if kind == "epoch" else f"{kind}/{name}", value, epoch if kind == "epoch" else step)
 
     def write_json(self, name: str, content: Any) -> None:
@@ -102,13 +103,24 @@ class Run:
         return {"log_bytes": log.stat().st_size, "events": {path.name: path.stat().st_size for path in self._events}}
 
 
+def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers in a record, by name: those of a dict as name/key, of lists the quantiles alone, as positive_q05."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}/{key}", number) for key, number in value.items())
+        elif name.endswith("_quantiles"):
+            yield from ((f"{name[:-8]}{100 * share:02.0f}", x) for share, x in zip(look.QUANTILES, value))
+        elif not isinstance(value, list):
+            yield name, value
+
+
 class SilentRun:
     """What the other ranks hold, and a dry run: the same calls, nothing written. `log` hears what there is to say."""
 
     def __init__(self, folder: Path, log: Callable[[str], None] = lambda text: None):
         self.folder, self.log = folder, log
 
-    def record(self, kind: str, *, epoch: int, step: int, **values: float) -> None: ...
+    def record(self, kind: str, *, epoch: int, step: int, **values: Any) -> None: ...
 
     def write_json(self, name: str, content: Any) -> None: ...
 

@@ -84,6 +84,7 @@ def summary(rows: Tensor) -> dict[str, Tensor]:
         if f"{prefix}negative_mean" in found:
             values[f"{prefix}negative_mean"] = found[f"{prefix}negative_mean"].mean()
             values[f"{prefix}negative_var"] = found[f"{prefix}negative_var"].mean()
+            values[f"{prefix}negative_max"] = found[f"{prefix}negative_max"].mean()
             values[f"{prefix}contrast_acc"] = (positive >= found[f"{prefix}negative_max"]).float().mean()
     return values
 

@@ -40,6 +40,12 @@ class Queue(nn.Module):
         """Share of the slots that hold real keys, in [0, 1], as a scalar on the device."""
         return (self.written / len(self.keys)).clamp(max=1.0)
 
+    def age(self, n: int) -> Tensor:
+        """How many steps ago real keys were written, on average, if n come with every step; the newest count as 1."""
+        filled = self.written.clamp(max=len(self.keys))
+        whole = filled // n  # steps of which all keys are here
+        return (whole + 1) * (1 - n * whole / (2 * filled))
+
 
 class Bank(nn.Module):
     """One slowly moving embedding for every image of the data (Wu et al., CVPR 2018, section 3.1).

@@ -58,7 +58,7 @@ class ContrastOptions(shared.Shared):
         "moco", "negatives: a queue, a bank of all images, the batch itself", group="method"
     )
     queue_size: int | None = option(
-        None, "negatives: keys in the queue, draws from the bank", group="method",
+        None, "negatives: queue, or draws of a bank", group="method",
         aliases=("-k", "--nce_k", "--queue_length"), must=NOT_NEGATIVE,
     )  # fmt: skip
     loss: Literal["ce", "nce"] = option("ce", "softmax, or NCE with a running constant", group="method")
@@ -142,6 +142,9 @@ class ContrastOptions(shared.Shared):
         0, "steps between checkpoints within an epoch; 0 for none", group="run", must=NOT_NEGATIVE
     )
     knn_freq: int = option(0, "epochs between k-NN evaluations; 0 for none", group="run", must=NOT_NEGATIVE)
+    grad_norms: int = option(
+        0, "steps between records of each layer's gradient norm; 0 for none", group="run", must=NOT_NEGATIVE
+    )
     dry_run: bool = option(False, "show what would happen, run two steps, leave nothing behind", group="run")
     exp_iter: int = option(-1, "number of this repetition, added to the name", group=_PUBLISHED)
 

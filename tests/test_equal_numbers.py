@@ -191,6 +191,10 @@ def test_two_processes_compute_what_one_computes(place, name):
         for ours, theirs in zip(records(one, kind), records(two, kind), strict=True):
             assert ours.pop("kind") == theirs.pop("kind")
             assert theirs == pytest.approx(ours, rel=1e-6, abs=1e-9)
+    for ours, theirs in zip(records(one, "scores"), records(two, "scores"), strict=True):
+        assert ours.pop("kind") == theirs.pop("kind") and ours.keys() == theirs.keys()
+        for value, number in ours.items():
+            assert theirs[value] == pytest.approx(number, abs=2e-5), value
 
 
 # Stopping and going on: ways to launch x loader workers

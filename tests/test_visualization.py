@@ -204,10 +204,10 @@ def test_overview_overlays_before_and_logs(pair):
 def test_long_lines_keep_their_extremes_and_gaps():
     steps, values = np.arange(1, 100_001), np.zeros(100_000)
     values[[12_345, 67_890]] = 1, -1
-    x, y = figures._drawable(steps, values)
+    x, y = figures.drawable(steps, values)
     assert len(x) <= figures.POINTS + 2 and x[-1] == 100_000
     assert x[y == 1].tolist() == [12_346] and x[y == -1].tolist() == [67_891]
-    x, y = figures._drawable(np.array([1, 2, 11, 12]), np.ones(4))
+    x, y = figures.drawable(np.array([1, 2, 11, 12]), np.ones(4))
     assert np.isnan(y[2]) and x[3] == 11
 
 

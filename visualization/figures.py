@@ -79,7 +79,7 @@ def compare(runs: Sequence[Run], *statistics: str, smooth: int | None = None) ->
     """
     statistics = _asked(runs, statistics)
     figure = Figure(figsize=(5.2, 3.6) if len(statistics) == 1 else (10, 3.2), layout="constrained")
-    lines = _colored(runs)
+    lines = colored(runs)
     for axes, statistic in zip(figure.subplots(1, len(statistics), squeeze=False)[0], statistics):
         _curves(axes, lines, statistic, smooth=smooth)
         _finish(axes, TITLES[statistic])
@@ -93,7 +93,7 @@ def grid(*groups: Sequence[Run], smooth: int | None = None) -> Figure:
     """The three statistics in columns. One group of runs: scores after and, if recorded, before FT in rows. Several: a
     row per group on its own scale, as the paper sets stable runs over unstable ones.
     """
-    lines = _colored([run for group in groups for run in group])
+    lines = colored([run for group in groups for run in group])
     statistics = recorded([run for run, _ in lines])
     rest = iter(lines)
     rows = [("", list(islice(rest, len(group))), False) for group in groups]
@@ -117,7 +117,7 @@ def overview(runs: Sequence[Run], *, smooth: int | None = None) -> Figure:
     """Scores after FT (solid) and before it (dashed), the loss, k-NN accuracy if measured, else learning rate; without
     negatives also how far the embeddings spread.
     """
-    lines = _colored(runs)
+    lines = colored(runs)
     earlier = [(run, color if len(lines) > 1 else PALETTE[1]) for run, color in lines if run.shows_before]
     found: list = recorded(runs, ("positive_mean", "negative_mean", "negative_variance", "gap"))
     found += [key for key in LOGGED if any(len(run.logged(*key)[0]) for run in runs)]
@@ -143,13 +143,13 @@ def waterfall(runs: Sequence[Run], *statistics: str, smooth: int | None = None) 
     ValueError for a statistic that no run has.
     """
     statistics = _asked(runs, statistics)
-    figure, lines = Figure(figsize=(4.4 * len(statistics) + 1, 4.2)), _colored(runs)
+    figure, lines = Figure(figsize=(4.4 * len(statistics) + 1, 4.2)), colored(runs)
     panels = figure.subplots(1, len(statistics), squeeze=False, subplot_kw={"projection": "3d"})[0]
     for axes, statistic in zip(panels, statistics):
         for place, (run, color) in enumerate(lines, start=1):
             values = run.curve(statistic)
             if values is not None:
-                steps, values = _drawable(run.steps, _smoothed(values, smooth), points=600)
+                steps, values = drawable(run.steps, _smoothed(values, smooth), points=600)
                 axes.plot(np.full(len(steps), place), steps, values, color=color, linewidth=0.9)
         _finish_3d(axes, statistic, [run.label for run in runs])
     figure.subplots_adjust(left=0.02, right=0.95, bottom=_legend(figure, lines) + 0.08, top=0.98, wspace=0.12)
@@ -180,8 +180,8 @@ def _curves(axes: Axes, lines: Lines, statistic: str, *, smooth: int | None, bef
         if values is None:
             continue
         if smooth:
-            axes.plot(*_drawable(run.steps, values), color=color, linewidth=0.7, alpha=0.25)
-        axes.plot(*_drawable(run.steps, _smoothed(values, smooth)), color=color, **look)
+            axes.plot(*drawable(run.steps, values), color=color, linewidth=0.7, alpha=0.25)
+        axes.plot(*drawable(run.steps, _smoothed(values, smooth)), color=color, **look)
 
 
 def _logged(axes: Axes, lines: Lines, kind: str, value: str) -> None:
@@ -243,7 +243,8 @@ def _legend(figure: Figure, lines: Lines, *dashed: dict[str, dict]) -> float:
     return 0.2 * rows / figure.get_figheight()
 
 
-def _colored(runs: Sequence[Run]) -> Lines:
+def colored(runs: Sequence[Run]) -> Lines:
+    """Every run and its colour."""
     many = matplotlib.colormaps["viridis"](np.linspace(0, 0.86, len(runs)))
     return list(zip(runs, PALETTE if len(runs) <= len(PALETTE) else many))
 
@@ -256,10 +257,14 @@ def _smoothed(values: np.ndarray, window: int | None) -> np.ndarray:
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
-def _drawable(steps: np.ndarray, values: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """The line, broken where steps were not recorded; of a long one the lowest and highest point of each bucket."""
+def drawable(steps: np.ndarray, values: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """The line, broken where steps were not recorded, `thinned`."""
     holes = np.flatnonzero(np.diff(steps) > 1) + 1
-    steps, values = np.insert(steps.astype(float), holes, np.nan), np.insert(values, holes, np.nan)
+    return thinned(np.insert(steps.astype(float), holes, np.nan), np.insert(values, holes, np.nan), points)
+
+
+def thinned(steps: np.ndarray, values: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a long line the lowest and highest point of each bucket."""
     size = 2 * len(values) // points
     if size < 2:
         return steps, values

@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 
 # What the figures call a statistic, and its column in the score files. "gap" is computed from two of them.
 COLUMNS = {"negative_variance": "negative_var", "negative_mean": "negative_mean", "positive_mean": "positive"}
+# Columns of the published program's files score_001.npy, (steps, batch, 5), under our names.
+REFERENCE = ("negative_mean", "negative_var", "positive", "negative_logmeanexp", "positive_logit")
 LONG_NAME = 32
 
 
@@ -22,7 +25,8 @@ LONG_NAME = 32
 class Run:
     """One training run.
 
-    accuracy: such as "linear 56.2%", "" before any evaluation; log: the objects of log.jsonl; files: epoch -> score
+    accuracy: such as "linear 56.2%", "" before any evaluation; options, origins: values and where they came from; log:
+    the objects of log.jsonl; results: what evaluations of its encoder found, by their names; files: epoch -> score
     file, in order; steps: (S,) global 1-based number of every saved step; columns: the arrays every score file has.
     """
 
@@ -30,7 +34,9 @@ class Run:
     label: str
     accuracy: str
     options: dict[str, Any]
+    origins: dict[str, str]
     log: list[dict[str, Any]]
+    results: dict[str, Any]
     files: dict[int, Path]
     steps: np.ndarray
     columns: frozenset[str]
@@ -68,6 +74,10 @@ class Run:
             self._curves[column] = np.concatenate([_batch_means(path, column) for path in self.files.values()])
         return self._curves[column]
 
+    def scores(self, epoch: int, column: str) -> np.ndarray:
+        """A column of an epoch's score file, (steps, batch); "step" (steps,)."""
+        return _read_scores(self.files[epoch], column)[0]
+
     def logged(self, kind: str, value: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of every log record of `kind` that holds `value`; both (R,)."""
         records = [record for record in self.log if record.get("kind") == kind and value in record]
@@ -75,14 +85,21 @@ class Run:
 
     def marks(self) -> dict[str, tuple[float, ...]]:
         """Name -> steps at which epoch 1 ended, the learning rate dropped, FT started, as far as the run got."""
-        per_epoch = self.steps[-1] / max(self.files)
+        last, epoch = self._reached()
         epochs = {
             "end of epoch 1": [1],
             "learning-rate drop": [] if self.options.get("cosine") else self.options.get("lr_decay_epochs", []),
             "transformation starts": [self.options.get("ft_begin_epoch", 0)] if self.transforms else [],
         }
-        steps = {name: [epoch * per_epoch for epoch in when] for name, when in epochs.items()}
-        return {name: tuple(step for step in when if 0 < step < self.steps[-1]) for name, when in steps.items()}
+        steps = {name: [one * last / epoch for one in when] for name, when in epochs.items()}
+        return {name: tuple(step for step in when if 0 < step < last) for name, when in steps.items()}
+
+    def _reached(self) -> tuple[float, int]:
+        """The last step of the last complete epoch, and that epoch; no step where none is."""
+        if self.files:
+            return self.steps[-1], max(self.files)
+        complete = [(record["step"], record["epoch"]) for record in self.log if record.get("kind") == "epoch"]
+        return max(complete, default=(0, 1))
 
 
 def find_runs(folder: str | os.PathLike) -> list[Path]:
@@ -90,15 +107,18 @@ def find_runs(folder: str | os.PathLike) -> list[Path]:
     return sorted({path.parent.parent for path in Path(folder).rglob("scores/scores_*.npz")})
 
 
-def read_runs(folders: Sequence[str | os.PathLike], *, labels: Sequence[str] | None = None) -> list[Run]:
-    """Open run folders for drawing. Labels default to what tells the folders apart.
+def read_runs(
+    folders: Sequence[str | os.PathLike], *, labels: Sequence[str] | None = None, log_only: bool = False
+) -> list[Run]:
+    """Open run folders for drawing. Labels default to what tells the folders apart; `log_only` does without score files
+    where there is a log. A folder of the reference's score files (`score_001.npy`) is a run without options and log.
 
     Raises ValueError: a folder is missing, has no score files or a damaged file; too few or too many labels.
     """
     paths = [Path(folder).resolve() for folder in folders]
     if labels is not None and len(labels) != len(paths):
         raise ValueError(f"{len(labels)} labels for {len(paths)} runs: give one label per run")
-    return [_read_run(path, label) for path, label in zip(paths, labels or _names(paths))]
+    return [_read_run(path, label, log_only) for path, label in zip(paths, labels or _names(paths))]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -113,30 +133,53 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [fill(name.replace("_", "_ "), LONG_NAME).replace("_ ", "_") for name in names]
 
 
-def _read_run(folder: Path, label: str) -> Run:
+def _read_run(folder: Path, label: str, log_only: bool) -> Run:
     if not folder.is_dir():
         raise ValueError(f"there is no run folder {folder}: give the folder that holds the run's log.txt and scores/")
-    found = ((re.fullmatch(r"scores_(\d+)\.npz", path.name), path) for path in folder.glob("scores/*"))
+    paths = chain(folder.glob("scores/*"), folder.glob("score_*.npy"))
+    found = ((re.fullmatch(r"scores?_(\d+)\.np[yz]", path.name), path) for path in paths)
     files = dict(sorted((int(match[1]), path) for match, path in found if match))
     contents = [_read_scores(path, "step") for path in files.values()]
     steps = np.concatenate([step for step, _ in contents]) if contents else np.empty(0)
-    if not len(steps):
+    log = _read_log(folder / "log.jsonl")
+    if not len(steps) and not (log_only and log):
         raise ValueError(f"{folder} has no saved scores: training with --save_score writes them after every epoch")
-    columns = frozenset.intersection(*(names for _, names in contents))
-    options = _read_json(folder / "options.json").get("values", {})
-    accuracy = _accuracy(_results(folder))
-    return Run(folder, label, accuracy, options, _read_log(folder / "log.jsonl"), files, steps, columns)
+    columns = frozenset.intersection(*(names for _, names in contents)) if contents else frozenset()
+    options, results = _read_json(folder / "options.json"), _results(folder)
+    chosen, origins = options.get("values", {}), options.get("sources", {})
+    return Run(folder, label, _accuracy(results), chosen, origins, log, results, files, steps, columns)
 
 
 def _read_scores(path: Path, column: str) -> tuple[np.ndarray, frozenset[str]]:
     """One array of a score file, the others stay on disk; and the names of all."""
+    read, advice = FORMATS[path.suffix]
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays[column], frozenset(arrays.files)
+        return read(path, column)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): restore it, or delete it to draw the other epochs of the run"
-        ) from error
+        raise ValueError(f"{path} is damaged ({error}): {advice}") from error
+
+
+def _read_ours(path: Path, column: str) -> tuple[np.ndarray, frozenset[str]]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays[column], frozenset(arrays.files)
+
+
+def _read_reference(path: Path, column: str) -> tuple[np.ndarray, frozenset[str]]:
+    """Its exponentials become logarithms, as in our files; epochs are taken to be equally long, as nothing tells."""
+    rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    if rows.ndim != 3 or rows.shape[2] != len(REFERENCE):
+        raise ValueError(f"its shape is {rows.shape}, not steps x batch x {len(REFERENCE)}")
+    if column == "step":
+        return (int(path.stem.split("_")[1]) - 1) * len(rows) + 1 + np.arange(len(rows)), frozenset(REFERENCE)
+    place = REFERENCE.index(column)
+    values = rows[..., place].astype(np.float64)
+    return np.log(values) if place >= 3 else values, frozenset(REFERENCE)
+
+
+FORMATS = {
+    ".npz": (_read_ours, "restore it, or delete it to draw the other epochs of the run"),
+    ".npy": (_read_reference, "only plain numbers are read, so save its whole batches as an array (steps, batch, 5)"),
+}
 
 
 def _batch_means(path: Path, column: str) -> np.ndarray:
@@ -175,3 +218,39 @@ def _accuracy(results: dict[str, Any]) -> str:
         if top1 is not None:
             return f"{name} {top1:.1f}%"
     return ""
+
+
+PLACE = ("name", "resume", "model_path", "tb_path")  # where a run lies, not what it is
+
+
+def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The options in which runs differ, and their values in every run; None where a run does not tell."""
+    names = dict.fromkeys(name for run in runs for name in run.options if name not in PLACE)
+    values = {name: [run.options.get(name) for run in runs] for name in names}
+    return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
+
+
+def chosen(run: Run) -> dict[str, list[Any]]:
+    """The options that are not the default, as `differing` has them."""
+    names = [name for name, origin in run.origins.items() if origin != "default" and name not in PLACE]
+    return {name: [run.options[name]] for name in names}
+
+
+def measures(run: Run) -> dict[str, float]:
+    """Name -> number: top-1 of evaluations, then k-NN while training, averages of the last epoch, the last geometry."""
+    found = {
+        f"{kind}, {part}": values["top1"]
+        for kind, parts in run.results.items()
+        if isinstance(parts, dict)
+        for part, values in parts.items()
+        if isinstance(values, dict)
+    }
+    for part in ("backbone", "head"):
+        _, top1 = run.logged("knn", f"{part}_top1")
+        if len(top1):
+            found |= {f"knn while training, {part}, last": top1[-1], f"knn while training, {part}, best": top1.max()}
+    for kind in ("epoch", "scores"):
+        last = next((record for record in reversed(run.log) if record.get("kind") == kind), {})
+        found |= {name: x for name, x in last.items() if isinstance(x, (int, float)) and name not in ("epoch", "step")}
+    _, speed = run.logged("step", "images_per_second")
+    return found | ({"images_per_second": float(np.median(speed))} if len(speed) else {})

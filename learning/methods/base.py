@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
+from learning import parallel
 from learning.draws import Draws
 from learning.losses import Losses, Objective
-from memory import scores
+from memory import look, scores
 from memory.task import Task
 
 Batch = dict[str, Any]  # tensors on the device by name, and "step": the global step, an int
@@ -32,6 +34,7 @@ class StepOutput:
     constants: Tensor | None = None  # NCE's, as this batch estimates them
     losses: dict[str, Tensor] = field(default_factory=dict)
     ok: Tensor = torch.tensor(True)
+    looked: dict[str, Tensor] = field(default_factory=dict)  # what `look.measured` takes, where it is time to look
 
     @staticmethod
     def joined(parts: Sequence["StepOutput"]) -> "StepOutput":
@@ -50,6 +53,7 @@ class StepOutput:
             first.writes and [torch.cat(rows) for rows in zip(*(out.writes for out in parts))],
             None if first.constants is None else mean(out.constants for out in parts),
             {name: mean(out.losses[name] for out in parts) for name in first.losses},
+            looked={name: torch.cat([out.looked[name] for out in parts]) for name in first.looked},
         )
 
 
@@ -78,13 +82,15 @@ class Rewriting:
     """Feature transformation: which transforms apply, and when.
 
     They leave the branches `untouched` alone, and everything before the global step `begin_step`. With `before` the
-    scores of the original are recorded too, at the price of one more product of queries and negatives.
+    scores of the original are recorded too, at the price of one more product of queries and negatives. Every
+    `look_every` steps (0: never) a sample of the scores themselves is kept for a log line.
     """
 
     transforms: Sequence[Callable[[Task, Draws], Task]] = ()
     begin_step: int = 0
     untouched: tuple[str, ...] = ()
     before: bool = False
+    look_every: int = 0
 
     def __call__(self, task: Task, draws: Draws) -> Task:
         if draws.step < self.begin_step or task.branch in self.untouched:
@@ -105,6 +111,19 @@ class Rewriting:
         with torch.no_grad():
             return result, torch.cat([rows, measure(task)[1] if rewritten is not task else rows], 1)
 
+    @torch.no_grad()
+    def look(self, scored: Callable[[Task], tuple[Tensor, Tensor]], task: Task, draws: Draws) -> dict[str, Tensor]:
+        """At a step to look at, of a task: `scored` after and before rewriting it, in rows (N, 1 + K) that begin with
+        the positive, and the embeddings of both sides (N, D), of unit length. Nothing at other steps.
+        """
+        if not self.look_every or (draws.step + 1) % self.look_every:
+            return {}
+        versions = {"scores": self(task, draws)} | ({"before_scores": task} if self.before else {})
+        pairs = {name: scored(version) for name, version in versions.items()}
+        rows = {name: torch.cat([positive[:, None], negative], 1) for name, (positive, negative) in pairs.items()}
+        sides = {"queries": task.query, "keys": task.positive}
+        return rows | {name: normalize(side.float(), dim=1) for name, side in sides.items()}
+
 
 class Contrast(nn.Module):
     """Rewrites tasks, scores them, and sums their weighted losses. Always computed in float32."""
@@ -120,13 +139,16 @@ class Contrast(nn.Module):
                 self.rewriting.record(functools.partial(self._measure, number=number), task, draws)
                 for number, task in enumerate(tasks)
             ]
+            looked = self.rewriting.look(lambda task: task.thinned(look.NEGATIVES).scores(), tasks[0], draws)
         shares = [(task.weight * losses.rows).mean() for task, (losses, _) in zip(tasks, measured)]
         loss = sum(shares)
-        stats = {"loss": loss.detach()}
-        shown = [(task.branch, rows) for task, (_, rows) in zip(tasks, measured) if task.shown]
-        for branch in dict.fromkeys(branch for branch, _ in shown):
-            rows = torch.cat([rows for place, rows in shown if place == branch])
-            stats |= {f"{branch}_{name}".lstrip("_"): value for name, value in scores.summary(rows).items()}
+        embeddings = parallel.gather(normalize(tasks[0].query.detach().float(), dim=1))
+        stats = {"loss": loss.detach(), "feature_std": scores.spread(embeddings)}
+        shown = [(task.branch, losses.rows, rows) for task, (losses, rows) in zip(tasks, measured) if task.shown]
+        for branch in dict.fromkeys(branch for branch, *_ in shown):
+            losses, rows = (torch.cat(of) for of in zip(*(of for place, *of in shown if place == branch)))
+            values = scores.summary(rows) | self.objective.gradients(losses)
+            stats |= {f"{branch}_{name}".lstrip("_"): value for name, value in values.items()}
         constants = [losses.constant for losses, _ in measured if losses.constant is not None]
         return StepOutput(
             loss,
@@ -135,6 +157,7 @@ class Contrast(nn.Module):
             writes,
             torch.stack(constants) if constants else None,
             {task.name: share.detach() for task, share in zip(tasks, shares)},
+            looked=looked,
         )
 
     def _measure(self, task: Task, number: int) -> tuple[Losses, Tensor | None]:

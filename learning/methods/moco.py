@@ -58,3 +58,4 @@ class MoCo(Method):
         for queue, keys in zip(self.queues, out.writes):
             queue.write(keys, out.ok)
         out.stats["queue_fill"] = self.queues[0].fill()
+        out.stats["queue_age"] = self.queues[0].age(len(out.writes[0]))

@@ -61,16 +61,17 @@ class SwAV(Method):
         with torch.autocast(batch["query"].device.type, enabled=False):
             codes = {name: self._assign(views[name].detach(), i, draws.step) for i, name in enumerate(LARGE)}
             pairs = [(name, target) for target in reversed(LARGE) for name in views if name != target]
-            results = []
-            for name, target in pairs:
-                task = Task(f"{name}/{target}", views[name], views[target].detach())
-                results.append(self.rewriting.record(partial(self._predict, codes[target]), task, draws))
+            tasks = [Task(f"{name}/{target}", views[name], views[target].detach()) for name, target in pairs]
+            predicts = [partial(self._predict, codes[target]) for _, target in pairs]
+            results = [self.rewriting.record(predict, task, draws) for predict, task in zip(predicts, tasks)]
+            looked = self.rewriting.look(partial(self._scores, codes[pairs[0][1]]), tasks[0], draws)
         loss = sum(loss for loss, _ in results) / len(results)
         stats = {"loss": loss.detach(), **scores.summary(torch.cat([rows for _, rows in results]))}
         stats["clusters_used"] = _used(codes["query"])
-        losses = {f"{name}/{target}": loss.detach() for (name, target), (loss, _) in zip(pairs, results)}
+        stats["feature_std"] = scores.spread(parallel.gather(views["query"].detach()))
+        losses = {task.name: loss.detach() for task, (loss, _) in zip(tasks, results)}
         writes = [parallel.gather(views[name].detach()) for name in LARGE] if self.queues else []
-        return StepOutput(loss, stats, results[0][1], writes, losses=losses)
+        return StepOutput(loss, stats, results[0][1], writes, losses=losses, looked=looked)
 
     def _embed(self, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
         """Views of one size go through the encoder together, so that batch norm sees all of them."""
@@ -91,10 +92,12 @@ class SwAV(Method):
         similarity = self.prototypes(task.query)
         lse = (similarity / self.temperature).logsumexp(1)
         loss = (lse - (codes * similarity).sum(1) / self.temperature).mean()
-        assigned = codes.argmax(1, keepdim=True)
-        others = similarity.detach().scatter(1, assigned, -torch.inf)
+        positive, others = _apart(codes, similarity.detach())
         scored = scores.Scored.of(others, self.temperature, others.isfinite())
-        return loss, scores.statistics(similarity.gather(1, assigned).squeeze(1), scored, self.temperature)
+        return loss, scores.statistics(positive, scored, self.temperature)
+
+    def _scores(self, codes: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+        return _apart(codes, self.prototypes(task.query))
 
     def after_backward(self, step: int) -> None:
         if step < self.freeze:
@@ -121,6 +124,12 @@ def sinkhorn(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
         log = log - parallel.gather(log.logsumexp(0)[None]).logsumexp(0)
         log = log - log.logsumexp(1, keepdim=True)
     return log.exp()
+
+
+def _apart(codes: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor]:
+    """Of similarities (N, clusters) those to the assigned clusters (N,), and the others, -inf where the former were."""
+    assigned = codes.argmax(1, keepdim=True)
+    return similarity.gather(1, assigned).squeeze(1), similarity.scatter(1, assigned, -torch.inf)
 
 
 def _used(codes: Tensor) -> Tensor:
