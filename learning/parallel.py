@@ -139,9 +139,9 @@ def gather(x: Tensor) -> Tensor:
     """Concatenate `x` (n, ...) over ranks, without gradient; n is the same on every rank."""
     if world_size() == 1:
         return x
-    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
+    whole = x.new_empty(world_size() * len(x), *x.shape[1:])
+    dist.all_gather_into_tensor(whole, x.contiguous())
+    return whole
 
 
 class _Gather(torch.autograd.Function):
@@ -262,11 +262,11 @@ def deal(x: Tensor, order: Tensor) -> Tensor:
     if world_size() == 1:
         return x[order]
     n = len(x)
-    sent = [rows[rows // n == rank()] - rank() * n for rows in order.split(n)]  # to each rank, by their place in x
+    leaving = (order // n == rank()).nonzero().squeeze(1)  # where rows from here go, rank by rank
     source = own_rows(order) // n
     dealt = torch.empty_like(x, memory_format=torch.contiguous_format)
-    received = source.bincount(minlength=world_size()).tolist()
-    dist.all_to_all_single(dealt, x[torch.cat(sent)].contiguous(), received, [len(rows) for rows in sent])
+    received, sent = (ranks.bincount(minlength=world_size()).tolist() for ranks in (source, leaving // n))
+    dist.all_to_all_single(dealt, x[order[leaving] - rank() * n].contiguous(), received, sent)
     return dealt[source.argsort(stable=True).argsort()]  # they came rank by rank
 
 

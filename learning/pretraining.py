@@ -299,11 +299,15 @@ class Pretraining:
         if not self.stopped:
             self.run.log(self.ending())
             return
-        end, self.progress.print_freq = self.step + steps, 1
-        model = parallel.wrap(self.method)
-        self._train_epoch(model, self.step // self.steps_per_epoch, stop=lambda step: step == end)
+        self.progress.print_freq = 1
+        self.advance(steps)
         self.progress.bar.close()
         self.run.log("Dry run: everything works so far, and nothing was written. Leave out --dry_run to train.")
+
+    def advance(self, steps: int) -> None:
+        """Train for a few steps, at most to the end of the epoch, and save nothing."""
+        model, end = parallel.wrap(self.method), self.step + steps
+        self._train_epoch(model, self.step // self.steps_per_epoch, stop=lambda step: step == end)
 
     def details(self) -> Iterator[str]:
         """What a dry run tells beyond `describe`."""

@@ -37,6 +37,8 @@ def pictures(folder, names, ending):
 def small(arguments):
     """The program's arguments with a small network before the typed ones and small sizes behind, which win."""
     program, *typed = arguments
+    if program == "scripts/benchmark.py":
+        return [*arguments, "--tiny", "--rounds", "1"]
     if program not in ("main_contrast.py", "main_linear.py", "scripts/preview_views.py"):
         return arguments
     network = NETWORK if program != "main_linear.py" and "--resume" not in typed else {}
