@@ -4,10 +4,10 @@ examples:
   python scripts/benchmark.py                                    # everything: ten minutes on 2 cores
   python scripts/benchmark.py data --data_folder my/images
 
-Both sides of a row run in one process and in turn (A B A B ...); the table, in Markdown, has their medians. "Reference"
-is what public code does, in a few lines of our own: training in fp32 on views that torchvision makes image by image,
-and FT's published recipe, which draws every lambda with numpy. "Here" are the program's parts under the options it
-would choose. What would be faster on this machine is said below the table.
+Both sides of a row run in turn (A B A B ...), training in a process for each; the table, in Markdown, has their
+medians. "Reference" is what public code does, in a few lines of our own: training in fp32 on views that torchvision
+makes image by image, and FT's published recipe, which draws every lambda with numpy. "Here" are the program's parts
+under the options it would choose. What would be faster on this machine is said below the table.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial, partialmethod
 from itertools import islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from unittest import mock
@@ -253,7 +254,7 @@ def resolved(workload: Workload, setting: Setting) -> tuple[contrast.ContrastOpt
     typed = f"{workload.flags} --data_folder . --amp --num_workers 0 --seed 0 --device {setting.device.type}"
     opt, origins, _ = contrast.parse(shlex.split(f"{typed} {TINY if setting.tiny else ''}"))
     images = build.source(contrast.parse([])[0], "train")  # the built-in ones, 32 pixels wide and in memory
-    if workload is IMAGENET:
+    if workload == IMAGENET:
         images = files(images, setting)
     return build.resolve(opt, origins, n_data=len(images))[0], images
 
@@ -376,10 +377,34 @@ class Published:
         return loss.item()
 
 
+class Apart:
+    """Something made and called in a process of its own, which the settings of this one's memory do not reach."""
+
+    def __init__(self, make: Callable[..., Callable[[], object]], *args: object):
+        context = torch.multiprocessing.get_context("spawn")
+        self.line, theirs = context.Pipe()
+        context.Process(target=_serve, args=(theirs, make, args), daemon=True).start()
+        theirs.close()
+
+    def __call__(self) -> None:
+        self.line.send("go")
+        self.line.recv()
+
+
+def _serve(line: Connection, make: Callable[..., Callable[[], object]], args: tuple) -> None:
+    made = make(*args)
+    while line.recv():
+        made()
+        line.send("done")
+
+
 @cache
 def step_times(workload: Workload, setting: Setting) -> dict[str, float]:
     """Seconds of a training step."""
-    return alternate({"reference": Published(workload, setting), "here": Here(workload, setting)}, setting.rounds)
+    sides = {"reference": Apart(Published, workload, setting), "here": Here(workload, setting)}
+    times = alternate(sides, setting.rounds)
+    sides["reference"].line.send("")
+    return times
 
 
 def training(setting: Setting) -> Iterator[str]:
