@@ -30,6 +30,16 @@ class Colours:
         mean, std = (_column(x, images) for x in (self.mean, self.std))
         return images.sub_(mean).div_(std)
 
+    def shown(self, images: Tensor) -> Tensor:
+        """Normalised channels (..., 3, H, W) -> RGB in 0..1 to look at: what they were made of; but of another space
+        (..., 3, H, 2 W), the first channel in grey and beside it the other two as red and blue.
+        """
+        if self.space == "RGB":
+            return images * _column(self.std, images) + _column(self.mean, images)
+        first, second, third = (images / 2 + 0.5).clamp(0, 1).split(1, dim=-3)  # their range is about -1 to 1
+        grey, pair = torch.cat([first, first, first], -3), torch.cat([second, torch.full_like(first, 0.5), third], -3)
+        return torch.cat([grey, pair], -1)
+
 
 def colours(modal: str, view: str, mean: Triple, std: Triple) -> Colours:
     """What --modal and --view ask for.

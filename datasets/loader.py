@@ -3,6 +3,7 @@
 import multiprocessing.util
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -48,9 +49,13 @@ class KeyedSampler:
     def __len__(self) -> int:
         return self.n // self.batch_size
 
+    def order(self) -> Tensor:
+        """The samples (n,) as the epoch goes through them, those of the dropped batch at the end."""
+        return torch.randperm(self.n, generator=generator("cpu", self.seed, self.epoch, "order"))
+
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Indices, keys and an order in which to deal them out anew, int64 (batch_size,) each: of all processes."""
-        order = torch.randperm(self.n, generator=generator("cpu", self.seed, self.epoch, "order"))
+        order = self.order()
         for step in range(self.start_step, len(self)):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
             shuffle = generator("cpu", self.seed, self.epoch * len(self) + step, "shuffle")
@@ -100,8 +105,9 @@ class TrainLoader:
         replace_bad: bool = False,
     ):
         self.sampler = KeyedSampler(len(source), batch_size=batch_size, rank=rank, world_size=world_size, seed=seed)
-        views = _Views(recipe, dealt, exchange)
-        self.feed = _feed(source, views, self.sampler, num_workers, torch.device(device), replace_bad)
+        self.recipe = recipe
+        self._feed = partial(_feed, source, device=torch.device(device), replace_bad=replace_bad)
+        self.feed = self._feed(_Views(recipe, dealt, exchange), self.sampler, num_workers)
         self.bad = self.feed.bad
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
@@ -112,6 +118,11 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.feed)
+
+    def of(self, index: Tensor) -> Batch:
+        """Samples `index` (n,) as the epoch shows them, in one batch: whichever batches they are in, on any process."""
+        keys = sample_keys(self.sampler.seed, self.sampler.epoch, index)
+        return next(iter(self._feed(_Views(self.recipe), _InOrder(index, keys, len(index)), 0)))
 
 
 class EvalLoader:
@@ -135,7 +146,8 @@ class EvalLoader:
         replace_bad: bool = False,
     ):
         start, stop = (len(source) * r // world_size for r in (rank, rank + 1))
-        self.sampler = _InOrder(start, stop, batch_size)
+        index = torch.arange(start, stop)
+        self.sampler = _InOrder(index, index, batch_size)  # evaluation views draw nothing: any key will do
         self.feed = _feed(source, _Views(recipe), self.sampler, num_workers, torch.device(device), replace_bad)
         self.bad = self.feed.bad
 
@@ -149,18 +161,19 @@ class EvalLoader:
 
 
 class _InOrder:
-    """The samples start to stop; evaluation views draw nothing, so the index serves as the key."""
+    """The samples `index` (n,) with their keys (n,), one after another."""
 
     mine = slice(None)
 
-    def __init__(self, start: int, stop: int, batch_size: int):
-        self.index, self.batch_size = torch.arange(start, stop), batch_size
+    def __init__(self, index: Tensor, keys: Tensor, batch_size: int):
+        self.index, self.keys, self.batch_size = index, keys, batch_size
 
     def __len__(self) -> int:
         return -(-len(self.index) // self.batch_size)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        return ((index, index, torch.arange(len(index))) for index in self.index.split(self.batch_size) if len(index))
+        parts = zip(self.index.split(self.batch_size), self.keys.split(self.batch_size))
+        return ((index, keys, torch.arange(len(index))) for index, keys in parts if len(index))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return _listed(self)

@@ -2,8 +2,8 @@
 
 A recipe has a look for every view. A look has a geometric part, `crop` (images of any sizes, in a loader worker) or
 `crop_batch` (a set held in memory, where the images are), and a part for whole batches on the device, `finish`. Every
-number a look needs is drawn from the sample's key and the view's name; `parameters` returns them, so a preview shows
-exactly what training sees.
+number a look needs is drawn from the sample's key and the view's name. `told` says in plain numbers what came of them,
+so a preview shows exactly what training sees and why.
 """
 
 import random
@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import cycle
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from datasets.sources import SMALL
 IMAGENET_GREY = (124, 116, 104)
 BLUR_SIGMA = (0.1, 2.0)
 GRID = 3  # a jigsaw has GRID x GRID pieces
+JITTER = ("brightness", "contrast", "saturation", "hue")  # as numbered by `order`
 
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 GENTLE = ("AutoContrast", "Identity", "Sharpness", *GEOMETRIC)  # for colour spaces
@@ -50,6 +51,9 @@ class Look(Protocol):
 
     def finish(self, images: Tensor, keys: Tensor, colours: Colours) -> Tensor:
         """Cropped images, uint8 or float 0..1 -> new normalised float ones of the same shape and device."""
+
+    def told(self, key: int, height: int, width: int) -> dict[str, Any]:
+        """What becomes of a picture of that size, step by step, ready for json.dump."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,22 @@ class Style:
     def apply(self, images: Tensor, keys: Tensor, view: str) -> Tensor:
         """float 0..1 (N, 3, H, W) -> the same, changed in place."""
         drawn = self.parameters(keys, view)
-        factors = {name: drawn[name] for name in ("brightness", "contrast", "saturation", "hue", "order")}
-        images = photometric.color_jitter(images, **factors)
+        images = photometric.color_jitter(images, **{name: drawn[name] for name in (*JITTER, "order")})
         images = photometric.grayscale(images, drawn["gray"])
         images = photometric.blur(images, drawn["sigma"])
         return photometric.solarize(images, drawn["solarize"])
+
+    def told(self, keys: Tensor, view: str) -> list[dict[str, Any]]:
+        """What `apply` does to each sample: jitter (name -> factor, in their order), gray, blur (sigma in pixels),
+        solarize, as far as it does them.
+        """
+        drawn = {name: values.tolist() for name, values in self.parameters(keys, view).items()}
+        told = []
+        for i, order in enumerate(drawn["order"]):
+            jitter = {JITTER[number]: drawn[JITTER[number]][i] for number in order if number >= 0}
+            rest = {"gray": drawn["gray"][i], "blur": drawn["sigma"][i], "solarize": drawn["solarize"][i]}
+            told.append({name: done for name, done in ({"jitter": jitter} | rest).items() if done})
+        return told
 
 
 @dataclass(frozen=True)
@@ -139,6 +154,17 @@ class View:
 
     def finish(self, images: Tensor, keys: Tensor, colours: Colours) -> Tensor:
         return colours(self.style.apply(_to_float(images), keys, self.name))
+
+    def told(self, key: int, height: int, width: int) -> dict[str, Any]:
+        """crop (top, left, height, width in pixels), flip and, done where named, randaugment and the style's."""
+        keys = torch.tensor([key])
+        operations = {"randaugment": True} if self.style.randaugment else {}
+        return self.placed(keys, height, width) | operations | self.style.told(keys, self.name)[0]
+
+    def placed(self, keys: Tensor, height: int, width: int) -> dict[str, Any]:
+        """crop and flip of the only one of `keys`."""
+        (box,), (flip,) = (x.tolist() for x in self._boxes(keys, height, width))
+        return {"crop": box, "flip": flip}
 
     def _geometry(self, keys: Tensor) -> dict[str, Tensor]:
         return {
@@ -189,19 +215,30 @@ class Jigsaw:
         return self._pieces(self.frame.crop_batch(images, keys), keys)
 
     def finish(self, images: Tensor, keys: Tensor, colours: Colours) -> Tensor:
-        keys = hash64(keys.unsqueeze(1), torch.arange(images.shape[1]))
-        return self.frame.finish(images.flatten(0, 1), keys.flatten(), colours).view(images.shape)
+        return self.frame.finish(images.flatten(0, 1), _piece_keys(keys).flatten(), colours).view(images.shape)
+
+    def told(self, key: int, height: int, width: int) -> dict[str, Any]:
+        """crop and flip of the whole, and pieces: each with its corner (top, left) therein and its style's."""
+        keys = torch.tensor([key])
+        corners, styles = self._corners(keys)[0].T.tolist(), self.frame.style.told(_piece_keys(keys)[0], self.name)
+        pieces = [{"corner": corner} | style for corner, style in zip(corners, styles)]
+        return self.frame.placed(keys, height, width) | {"pieces": pieces}
 
     def _pieces(self, images: Tensor, keys: Tensor) -> Tensor:
         """(N, 3, size, size) -> (N, 9, 3, piece, piece)."""
-        cell = self.frame.size // GRID
-        piece = round(cell * 64 / 85)
-        place = uniform(keys, 2 * GRID**2, f"{self.name}/pieces").view(-1, 2, GRID**2) * (cell - piece + 1)
-        number = torch.arange(GRID**2)
-        corner = place.long() + cell * torch.stack([number // GRID, number % GRID])
-        top, left = corner.to(images.device, non_blocking=True).unbind(1)
+        top, left = self._corners(keys).to(images.device, non_blocking=True).unbind(1)
         sample = torch.arange(len(images), device=images.device).unsqueeze(1)
-        return images.unfold(2, piece, 1).unfold(3, piece, 1)[sample, :, top, left]
+        return images.unfold(2, self._piece, 1).unfold(3, self._piece, 1)[sample, :, top, left]
+
+    @property
+    def _piece(self) -> int:
+        return round(self.frame.size // GRID * 64 / 85)
+
+    def _corners(self, keys: Tensor) -> Tensor:
+        """Top and left of every piece, int64 (N, 2, 9)."""
+        cell, number = self.frame.size // GRID, torch.arange(GRID**2)
+        place = uniform(keys, 2 * GRID**2, f"{self.name}/pieces").view(-1, 2, GRID**2) * (cell - self._piece + 1)
+        return place.long() + cell * torch.stack([number // GRID, number % GRID])
 
 
 @dataclass(frozen=True)
@@ -233,6 +270,9 @@ class Centre:
     def finish(self, images: Tensor, keys: Tensor, colours: Colours) -> Tensor:
         return colours(_to_float(images))
 
+    def told(self, key: int, height: int, width: int) -> dict[str, Any]:
+        return {"resize": self.side, "centre": self.size}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -262,6 +302,10 @@ class Recipe:
     def finish(self, views: dict[str, Tensor], keys: Tensor) -> dict[str, Tensor]:
         """Cropped views, uint8 or float 0..1 -> normalised float views of the same shape and device."""
         return {look.name: look.finish(views[look.name], keys, self.colours) for look in self.looks}
+
+    def told(self, key: int, height: int, width: int) -> dict[str, dict[str, Any]]:
+        """{view: what becomes of a picture of that size}."""
+        return {look.name: look.told(key, height, width) for look in self.looks}
 
 
 _MOCOV2 = Style(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_p=0.2, blur_p=0.5)
@@ -338,6 +382,11 @@ def _randaugment(operations: tuple[str, ...]) -> Callable[[Image.Image], Image.I
     transform = rand_augment_transform("rand-m10-n2-mstd0.5", {"img_mean": IMAGENET_GREY}, known)
     transform.ops += [lambda image: image] * (len(operations) - len(known))
     return transform
+
+
+def _piece_keys(keys: Tensor) -> Tensor:
+    """(N,) -> (N, 9): the pieces of a jigsaw are drawn apart."""
+    return hash64(keys.unsqueeze(1), torch.arange(GRID**2))
 
 
 def _resized(image: Tensor, size: Sequence[int]) -> Tensor:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from datasets.decode import read_image
 from datasets.keyed import hash64
 
 Split = Literal["train", "labelled", "val"]
@@ -44,6 +46,11 @@ class Source:
     @property
     def in_memory(self) -> bool:
         return isinstance(self.images, Tensor)
+
+    def picture(self, index: int) -> Image.Image:
+        """One image in RGB. ValueError where its file cannot be read."""
+        image = self.images[index] if self.in_memory else read_image(self.images[index])
+        return Image.fromarray(image.permute(1, 2, 0).numpy())
 
     def part(self, mask: Tensor, *remarks: str) -> "Source":
         """The images where `mask` (N,) bool is set, with further remarks; the classes stay."""

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from datasets.sources import Source
-from learning import build, checkpoint, engine, launch, parallel, resume
+from learning import build, checkpoint, doctor, engine, launch, parallel, resume
 from learning.bad_images import BadImages
 from learning.guard import Guard, NotFinite
 from learning.host import keep_freed_memory
 from learning.interrupt import Interrupt
 from learning.progress import Progress
 from learning.run import Run, SilentRun, environment, numerics, open_folder, rehearse_folder
-from options import base
+from options import base, contrast
 from options.contrast import ContrastOptions
 
 
@@ -91,6 +91,7 @@ class Pretraining:
             bad_images=BadImages(self.loader.bad, data.images),
             guard=self.guard,
         )
+        self.case = doctor.Case(opt, contrast.usual(opt), len(data), parallel.world_size())
         self.begun = self.step = 0
         self.fingerprint = data.fingerprint()
         self.knn_due, self.changed, self.statistics = False, [], []
@@ -176,9 +177,18 @@ class Pretraining:
         if self.progress.scores is not None:
             scalars = {"epoch": epoch, "queue_size": self.opt.queue_size, "temperature": self.opt.temperature}
             self.progress.scores.write(self.run.folder / "scores" / f"scores_{epoch:04}.npz", **scalars)
+        self._consult(epoch)
         self.knn_due = bool(self.opt.knn_freq) and epoch % self.opt.knn_freq == 0
         self.save()
         self._evaluate()
+
+    def _consult(self, epoch: int) -> None:
+        """Tell what the log shows by now, once per run: the process that writes it, which may go on from another's."""
+        for finding in doctor.news(self.case, self.run.folder / "log.jsonl") if parallel.is_main() else ():
+            self.run.log(f"doctor: {finding}")
+            if not finding.timed:  # else the log of a run that paused would differ from that of one that did not
+                told = {"name": finding.name, "evidence": finding.evidence, "advice": finding.advice}
+                self.run.record("diagnosis", epoch=epoch, step=self.step, **told)
 
     def save(self) -> None:
         """Write a checkpoint of this moment, within an epoch too. NotFinite if its last steps do not count."""
@@ -267,6 +277,9 @@ class Pretraining:
         if rules:
             yield f"chosen automatically: {', '.join(f'{name} {getattr(opt, name)}' for name in rules)}"
         yield from (f"note: {sentence}" for sentence in self.warnings())
+        if self.step < self.steps_per_epoch:
+            yield doctor.expectation(self.case)
+        yield from (f"doctor: {finding}" for finding in doctor.at_start(self.case))
 
     def warnings(self) -> Iterator[str]:
         """What works, but hardly as it was meant."""
@@ -276,20 +289,8 @@ class Pretraining:
                 f"going on with {', '.join(self.changed)}: sums are taken in another order, so that results come close "
                 "to those of a run without a pause, but not bit for bit"
             )
-        if opt.mem == "moco" and opt.bn_splits == parallel.world_size() == 1:
-            yield "batch norm sees the whole batch, which can give the match away; --bn_splits splits it"
         if self.start and self.start.view not in (None, opt.view):
             yield f"the backbone of --init has seen {self.start.view}, this run shows it {opt.view}; see --view"
-        if opt.mem == "bank" and self.step < self.steps_per_epoch:
-            yield "the first epoch only fills the bank: its loss is 0"
-        if opt.method == "SwAV" and opt.queue_size and opt.queue_epoch >= opt.epochs:
-            yield f"the queue is never filled: --queue_epoch {opt.queue_epoch}, --epochs {opt.epochs}"
-        if opt.mem == "moco" and 2 * opt.queue_size > len(self.data):
-            yield f"--queue_size {opt.queue_size} is more than half of the {len(self.data)} images; lower it"
-        if opt.warmup_epochs >= opt.epochs:
-            yield f"warm-up takes {opt.warmup_epochs} epochs and the run {opt.epochs}: the full rate is never reached"
-        if (opt.ft_pos, opt.ft_neg) != ("none", "none") and opt.ft_begin_epoch >= opt.epochs:
-            yield f"feature transformation never begins: --ft_begin_epoch {opt.ft_begin_epoch}, --epochs {opt.epochs}"
 
     def rehearse(self, notes: list[str], origins: dict[str, str], steps: int = 2) -> None:
         """Tell everything about this run, then train for a few steps, at most to the end of the epoch."""

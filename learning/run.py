@@ -110,7 +110,7 @@ def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield from ((f"{name}/{key}", number) for key, number in value.items())
         elif name.endswith("_quantiles"):
             yield from ((f"{name[:-8]}{100 * share:02.0f}", x) for share, x in zip(look.QUANTILES, value))
-        elif not isinstance(value, list):
+        elif not isinstance(value, list | str):
             yield name, value
 
 

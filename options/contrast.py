@@ -264,6 +264,12 @@ def published_to_ft(flags: PublishedFT) -> dict[str, object]:
     return changes
 
 
+def usual(options: ContrastOptions) -> ContrastOptions:
+    """What the --dataset and the --method of `options` bring by themselves."""
+    layers = presets(options.dataset, options.method)
+    return ContrastOptions(**{name: value for _, layer in layers for name, value in layer.items()})
+
+
 def _layers(typed: dict) -> list[tuple[str, dict]]:
     implied = {"dataset": shared.dataset_of(typed["data_folder"])} if "data_folder" in typed else {}
     dataset = typed.get("dataset", implied.get("dataset", ContrastOptions.dataset))

@@ -19,7 +19,6 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets.decode import read_image  # noqa: E402
 from datasets.keyed import hash64  # noqa: E402
 from datasets.sources import Source  # noqa: E402
 from learning import build  # noqa: E402
@@ -42,10 +41,8 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
 def pictures(source: Source, limit: int) -> Iterator[Image.Image]:
     """At most `limit` images of `source`, the same ones every time. Those that cannot be read are named on stderr."""
     for index in hash64(torch.arange(len(source)), "statistics").argsort()[:limit].sort().values.tolist():
-        image = source.images[index]
         try:
-            image = image if source.in_memory else read_image(image)
-            yield Image.fromarray(image.permute(1, 2, 0).numpy())
+            yield source.picture(index)
         except ValueError as error:
             print(f"data_statistics.py: {error}", file=sys.stderr)
 

@@ -23,6 +23,7 @@ FIGURES = {
     "positive_mean": lambda runs, **look: figures.compare(runs, "positive_mean", **look),
     "grid": figures.grid,
     "waterfall": figures.waterfall,
+    "distributions": lambda runs, smooth: figures.distributions(runs),
 }
 
 

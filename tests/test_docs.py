@@ -39,9 +39,9 @@ def small(arguments):
     program, *typed = arguments
     if program == "scripts/benchmark.py":
         return [*arguments, "--tiny", "--rounds", "1"]
-    if program not in ("main_contrast.py", "main_linear.py"):
+    if program not in ("main_contrast.py", "main_linear.py", "scripts/preview_views.py"):
         return arguments
-    network = NETWORK if program == "main_contrast.py" and "--resume" not in typed else {}
+    network = NETWORK if program != "main_linear.py" and "--resume" not in typed else {}
     sizes = {name: value for name, value in SIZES.items() if name != "epochs" or "--stop_epoch" not in typed}
     return [program, *flags(network), *typed, *flags(sizes)]
 

@@ -81,7 +81,7 @@ def assert_same_run(one, other):
             state["position"].pop(name)
         state["options"] = {k: v for k, v in state["options"].items() if k not in resume.HOUSEKEEPING}
     assert equal(a, b)
-    for kind in ("step", "epoch", "knn"):
+    for kind in ("step", "epoch", "knn", "diagnosis"):
         assert records(one, kind) == records(other, kind)
     files = [sorted(path.name for path in (folder / "scores").iterdir()) for folder in (one, other)]
     assert files[0] == files[1]
@@ -213,12 +213,6 @@ def test_ft_may_be_switched_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
     train(tmp_path, "--epochs 1", FT, "--resume", str(folder))
     with np.load(folder / "scores" / "scores_0001.npz") as scores:
         assert scores["positive"].shape == (3, 16) and "before_positive" not in scores
-
-
-def test_what_hardly_was_meant_is_noted():
-    said = list(objects("--ft_pos extrapolate --ft_begin_epoch 3 --warmup_epochs 3 --epochs 3").warnings())
-    assert [sentence.split(" ")[0] for sentence in said] == ["--queue_size", "warm-up", "feature"]
-    assert not list(objects("--queue_size 16 --epochs 3").warnings())
 
 
 def test_resume_notes_a_changed_option(tmp_path, capsys):

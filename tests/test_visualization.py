@@ -107,7 +107,7 @@ def test_asking_for_what_no_run_has_is_one_sentence(without_negatives, draw):
 def test_all_figures_of_a_run_without_negatives(without_negatives, tmp_path, capsys):
     assert plot_scores.main([str(without_negatives), "--figure", "all", "-o", str(tmp_path / "s.png")]) == 0
     drawn = [Path(line).stem for line in capsys.readouterr().out.split()]
-    assert drawn == ["s_overview", "s_comparison", "s_positive_mean", "s_grid", "s_waterfall"]
+    assert drawn == ["s_overview", "s_comparison", "s_positive_mean", "s_grid", "s_waterfall", "s_distributions"]
     assert plot_scores.main([str(without_negatives), "--figure", "negative_mean"]) == 2
     assert "draw positive_mean" in capsys.readouterr().err
 
@@ -174,7 +174,9 @@ def test_lines_hold_the_curves_and_the_legend_fits(pair):
 
 
 @pytest.mark.parametrize("count", [1, 9])
-@pytest.mark.parametrize("draw", [figures.overview, figures.compare, figures.grid, figures.waterfall])
+@pytest.mark.parametrize(
+    "draw", [figures.overview, figures.compare, figures.grid, figures.waterfall, figures.distributions]
+)
 def test_nothing_leaves_the_page_or_covers_the_legend(pair, draw, count):
     labels = [f"a rather long name of run number {i}" for i in range(count)]
     figure = draw(runs.read_runs((pair * 5)[:count], labels=labels))
@@ -192,6 +194,25 @@ def test_grid_rows_are_after_and_before_or_groups(pair):
     assert len(figures.grid([baseline]).axes) == 3
     groups = figures.grid([run], [baseline])
     np.testing.assert_array_equal(groups.axes[3].lines[0].get_ydata(), baseline.curve("negative_variance"))
+
+
+def heights(drawn):
+    """Of a histogram, in whichever of the two ways it was drawn."""
+    return np.unique(drawn.get_xy()[:, 1].round(3))
+
+
+def test_distributions_are_of_the_queries_of_the_last_epoch(pair):
+    run, baseline = runs.read_runs(pair)
+    figure = figures.distributions([run, baseline])
+    assert titles(figure)[:2] == ["Score of the positive", "Variance of a query's negatives"] and len(figure.axes) == 4
+    positive, _, alone, _ = figure.axes
+    after, before = (np.load(pair[0] / "scores" / "scores_0003.npz")[name] for name in ("positive", "before_positive"))
+    low, high = np.quantile([after, before], (0.001, 0.999))
+    edges = np.linspace(low - 1e-3, high + 1e-3, 81)
+    for drawn, values in zip(positive.patches, (after, before)):
+        expected = np.unique(np.histogram(values, edges, density=True)[0].round(3))
+        np.testing.assert_allclose(heights(drawn), expected, atol=2e-3)
+    assert len(alone.patches) == 1 and alone.get_ylabel() == "moco"
 
 
 def test_overview_overlays_before_and_logs(pair):

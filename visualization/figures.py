@@ -8,6 +8,7 @@ smooth: window, in steps, of a centred moving average drawn over the pale raw li
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from visualization.runs import Run
@@ -24,6 +26,11 @@ TITLES = {
     "negative_mean": "Mean of negative scores",
     "positive_mean": "Mean of positive scores",
     "gap": "Positive mean − negative mean",
+}
+DISTRIBUTIONS = {
+    "positive": "Score of the positive",
+    "negative_max": "Score of the hardest negative",
+    "negative_var": "Variance of a query's negatives",
 }
 STATISTICS = ("negative_variance", "negative_mean", "positive_mean")
 # Kind of record and value in log.jsonl -> title and look, the more important ones first.
@@ -157,6 +164,30 @@ def waterfall(runs: Sequence[Run], *statistics: str, smooth: int | None = None) 
 
 
 @styled
+def distributions(runs: Sequence[Run]) -> Figure:
+    """A row per run: how the queries of its last epoch spread, after FT (filled) and before it (outlined), without the
+    outermost thousandth on either side.
+
+    ValueError where no run has any of the columns.
+    """
+    columns = [name for name in DISTRIBUTIONS if any(name in run.columns for run in runs)]
+    if not columns:
+        raise ValueError("none of these runs recorded scores of single queries: train with --save_score")
+    figure = Figure(figsize=(10, 0.5 + 1.7 * len(runs)), layout="constrained")
+    panels = figure.subplots(len(runs), len(columns), sharex="col", squeeze=False)
+    for line, run in zip(panels, runs):
+        for axes, column in zip(line, columns):
+            _histograms(axes, run, column)
+        line[0].set_ylabel(fill(run.label, 18), fontweight="bold")
+    for axes, column in zip(panels[0], columns):
+        axes.set_title(DISTRIBUTIONS[column])
+    handles = [Patch(color=PALETTE[0], alpha=0.6, label="after transformation, as the loss sees it")]
+    handles += [Line2D([], [], color=PALETTE[1], label="before")] * any(run.shows_before for run in runs)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
 def save(figure: Figure, path: Path) -> None:
     """Write a picture in the format its name ends in, such as .png or .pdf; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,6 +213,16 @@ def _curves(axes: Axes, lines: Lines, statistic: str, *, smooth: int | None, bef
         if smooth:
             axes.plot(*drawable(run.steps, values), color=color, linewidth=0.7, alpha=0.25)
         axes.plot(*drawable(run.steps, _smoothed(values, smooth)), color=color, **look)
+
+
+def _histograms(axes: Axes, run: Run, column: str) -> None:
+    axes.set_yticks([])
+    looks = {column: {"histtype": "stepfilled", "color": PALETTE[0], "alpha": 0.6}}
+    looks |= {f"before_{column}": {"histtype": "step", "color": PALETTE[1]}} if run.shows_before else {}
+    values = {name: run.scores(max(run.files), name).ravel() for name in looks if name in run.columns}
+    for name, drawn in values.items():
+        low, high = np.quantile(np.concatenate([*values.values()]), (0.001, 0.999))
+        axes.hist(drawn, np.linspace(low - 1e-3, high + 1e-3, 81), density=True, **looks[name])
 
 
 def _logged(axes: Axes, lines: Lines, kind: str, value: str) -> None:
