@@ -61,7 +61,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(out)) + self.downsample(x))
+        return self.relu(self.bn2(self.conv2(out)).add_(self.downsample(x)))
 
 
 class Bottleneck(nn.Module):
@@ -81,7 +81,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
-        return self.relu(self.bn3(self.conv3(out)) + self.downsample(x))
+        return self.relu(self.bn3(self.conv3(out)).add_(self.downsample(x)))
 
 
 class ResNet(Layered):
