@@ -1,6 +1,7 @@
 """Image files of any kind as upright RGB pictures."""
 
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -28,19 +29,16 @@ def read_image(path: str) -> Tensor:
     """
     try:
         return _jpeg(Path(path).read_bytes())
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, Image.DecompressionBombError):
         return torch.from_numpy(np.array(_read_any(path))).permute(2, 0, 1)
 
 
 def _jpeg(content: bytes) -> Tensor:
-    """By torchvision. RuntimeError for what is better left to Pillow."""
-    if decode_jpeg is None or not content.startswith(_JPEG):
+    """By torchvision. An error of some kind for what is left to Pillow, which looks at the size in the header first."""
+    if decode_jpeg is None or not content.startswith(_JPEG) or Image.open(BytesIO(content)).mode not in ("L", "RGB"):
         raise RuntimeError
     coded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    image = decode_jpeg(coded, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
-    if len(image) not in (1, 3):
-        raise RuntimeError
-    return image.expand(3, -1, -1)
+    return decode_jpeg(coded, ImageReadMode.UNCHANGED, apply_exif_orientation=True).expand(3, -1, -1)
 
 
 def _read_any(path: str) -> Image.Image:

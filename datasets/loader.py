@@ -18,7 +18,7 @@ Batch = dict[str, Tensor]
 Exchange = Callable[[Tensor, Tensor], Tensor]  # this process's rows of a global batch and an order -> its rows of that
 
 WORKER_GONE = ("DataLoader worker (pid", "Pin memory thread")  # what PyTorch's errors contain
-TOGETHER = 32  # images a loader process holds decoded
+ROOM = 2**25  # bytes of decoded images that a loader process holds, and one image more
 ATTEMPTS = 10  # images to try for one sample before the data as a whole are at fault
 
 
@@ -297,18 +297,26 @@ def _end_workers() -> None:
 
 
 class _Crops(Dataset):
-    """Samples as items; asked for a batch of them, it draws numbers for many at a time."""
+    """Samples as items; asked for a batch of them, it draws numbers for as many at a time as there is room for."""
 
     def __init__(self, source: Source, recipe: Recipe, replace_bad: bool):
         self.source, self.recipe, self.replace_bad = source, recipe, replace_bad
 
     def __getitems__(self, samples: list[tuple[int, int]]) -> list[dict[str, int | Tensor | dict[str, str]]]:
-        parts = (samples[i : i + TOGETHER] for i in range(0, len(samples), TOGETHER))
-        return [item for part in parts for item in self._items(part)]
+        items, found, keys = [], [], []
+        for number, (index, key) in enumerate(samples, start=1):
+            found.append(self.read(index, key))
+            keys.append(key)
+            if number == len(samples) or sum(image.nbytes for _, image, _ in found) > ROOM:
+                items += self._items(found, keys)
+                found, keys = [], []
+        return items
 
-    def _items(self, samples: list[tuple[int, int]]) -> list[dict[str, int | Tensor | dict[str, str]]]:
-        indices, images, bad = zip(*(self.read(*sample) for sample in samples))
-        keys = [key for _, key in samples]
+    def _items(
+        self, found: list[tuple[int, Tensor, dict[str, str]]], keys: list[int]
+    ) -> list[dict[str, int | Tensor | dict[str, str]]]:
+        """Of what `read` has returned."""
+        indices, images, bad = zip(*found)
         columns = {"index": indices, "key_draw": keys, "bad": bad}
         if self.source.labels is not None:
             columns["label"] = [self.source.labels[index] for index in indices]

@@ -188,11 +188,16 @@ class Progress:
         speed = {"images_per_second": steps * self.batch_size / seconds, "data_wait": self.waited / seconds}
         self.run.record("step", epoch=self._epoch(step), step=step, **values, learning_rate=lr, **speed)
         if out.looked and out.ok:
-            everywhere = {name: parallel.gather(x) for name, x in out.looked.items()}
-            self.run.record("scores", epoch=self._epoch(step), step=step, **look.measured(everywhere))
+            self._record_looked(step, out.looked)
         self._record_gradients()
         self.run.log(self._line(step, values, lr, speed, (self.total - step) * seconds / steps))
         self.clock, self.clock_step, self.waited = time.perf_counter(), step, 0.0
+
+    def _record_looked(self, step: int, looked: dict[str, Tensor]) -> None:
+        every = math.ceil(parallel.world_size() * len(looked["queries"]) / look.QUERIES)
+        everywhere = {name: parallel.gather(x[::every]) for name, x in looked.items()}
+        if parallel.is_main():  # it takes a while, and nobody else writes it down
+            self.run.record("scores", epoch=self._epoch(step), step=step, **look.measured(everywhere))
 
     def _record_gradients(self) -> None:
         for step, norms in self.gradients.take():

@@ -58,13 +58,14 @@ def _pass(
         total = total * shrunk + weights.sum(1, keepdim=True)
         if gradient:
             pull = torch.addmm(pull * shrunk, weights, features)
-    count, mean, variance = _joined(scaled.new_tensor(counts), torch.stack(means), torch.stack(squares))
+    sizes = torch.tensor(counts).to(scaled, non_blocking=True)  # a tensor made on a GPU would wait for it
+    mean, variance = _joined(sizes, torch.stack(means), torch.stack(squares))
     found = (top + total.log())[:, 0], mean * temperature, variance * temperature**2, top[:, 0] * temperature
     return found, pull / total / temperature
 
 
-def _joined(counts: Tensor, means: Tensor, squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and variance of the whole from parts: counts (P,), means and sums of squared deviations (P, N)."""
+def _joined(counts: Tensor, means: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the whole from parts: counts (P,), means and sums of squared deviations (P, N)."""
     count = counts.sum()
     mean = counts @ means / count
-    return count, mean, (squares.sum(0) + counts @ (means - mean).square()) / (count - 1)
+    return mean, (squares.sum(0) + counts @ (means - mean).square()) / (count - 1)

@@ -25,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial, partialmethod
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -343,6 +343,8 @@ class Here:
         self.training.progress.bar.disable = True
 
     def __call__(self, print_freq: int = NEVER) -> None:
+        head = self.training.method.contrast
+        head.rewriting = replace(head.rewriting, look_every=print_freq)
         self.training.progress.print_freq = print_freq
         self.training.advance(1)
 

@@ -54,6 +54,17 @@ def test_rows(name, count, capsys):
     assert "`--amp`" in advice
 
 
+def test_a_step_that_looks_measures_what_it_sees(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(benchmark.SilentRun, "record", lambda self, kind, **values: seen.append(kind))
+    step = benchmark.Here(benchmark.CIFAR, benchmark.Setting(CPU, 1, True, tmp_path))
+    for _ in range(12):
+        step()
+    assert not seen
+    step(print_freq=1)
+    assert seen == ["step", "scores"]
+
+
 def test_shares_are_of_the_whole(capsys):
     benchmark.main(["shares", *TINY])
     rows = [line for line in capsys.readouterr().out.splitlines() if "one core" in line]

@@ -111,6 +111,14 @@ def test_a_picture_cut_short_is_used(tmp_path):
     assert torn.shape == whole.shape and np.array_equal(torn[:80], whole[:80]) and not np.array_equal(torn, whole)
 
 
+def test_a_jpeg_of_too_many_pixels_is_refused_by_its_header(tmp_path, monkeypatch):
+    PICTURE.save(tmp_path / "a.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    monkeypatch.setattr(decode, "decode_jpeg", None if decode.decode_jpeg is None else pytest.fail)
+    with pytest.raises(ValueError, match="a.jpg cannot be read as an image .*1200 pixels"):
+        read_image(str(tmp_path / "a.jpg"))
+
+
 def five_channels():
     tags = [(256, 1), (257, 1), (258, 8), (259, 1), (262, 1), (273, 122), (277, 5), (278, 1), (279, 5)]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)

@@ -203,6 +203,13 @@ def test_every_kind_of_method_shows_its_scores(tmp_path, flags, contrastive):
     assert all(sum(x) == pytest.approx(1, abs=1e-3) for name, x in line.items() if name.endswith("histogram"))
 
 
+def test_a_large_batch_is_looked_at_in_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(look, "QUERIES", 5)
+    (line,) = records(train(tmp_path, "--epochs 1 --print_freq 3"), "scores")
+    shares = 4 * np.array(line["positive_histogram"])  # 16 queries, of which every fourth
+    assert shares.sum() == 4 and (shares == shares.round()).all()
+
+
 @pytest.mark.parametrize("stopped_at", [2, 4])
 def test_a_stop_between_a_gradient_and_its_log_line_loses_nothing(tmp_path, monkeypatch, stopped_at):
     flags = f"{FT} --epochs 2 --print_freq 3 --grad_norms 2"

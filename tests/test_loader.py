@@ -129,6 +129,14 @@ def test_workers_change_nothing(files):
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_how_many_images_are_held_changes_nothing(files, monkeypatch):
+    recipe = training("infomin", views=("query",), input_res=80, crop_min=0.2, colours=PLAIN, jigsaw=True)
+    loader = TrainLoader(files, recipe, batch_size=6)
+    together = list(loader)
+    monkeypatch.setattr("datasets.loader.ROOM", 50_000)  # two or three of them
+    assert_same(loader, together)
+
+
 @pytest.mark.parametrize("kind", ["memory", "files"])
 def test_start_step_skips(request, kind):
     source = request.getfixturevalue(kind)

@@ -96,6 +96,19 @@ def test_a_name_is_not_taken_for_html(pair, tmp_path):
     assert "<b>&" in made(tmp_path / "x.html", pair[0], "--labels", "<b>&").text
 
 
+def test_nor_is_any_other_word_of_a_run_folder(pair, tmp_path):
+    folder = pair[0]
+    stored = json.loads((folder / "options.json").read_text())
+    (folder / "options.json").write_text(json.dumps(stored | {"values": stored["values"] | {"<u>": "<u>"}}))
+    log(folder, scores_record(11) | {"<u>_histogram": [0, 0, 1, 0]}, {"kind": "epoch", "step": 5, "epoch": 1, "<u>": 1})
+    (folder.with_name("ft_linear-2")).mkdir()
+    about = {"ckpt": f"/somewhere/{folder.name}/current.pth", "use_ema": False}
+    (folder.with_name("ft_linear-2") / "results.json").write_text(json.dumps(about | {"<u>": {"<u>": {"top1": 1.0}}}))
+    for name, folders in {"one": pair[:1], "two": pair}.items():
+        page = made(tmp_path / f"{name}.html", *folders, "--no_pictures")
+        assert "<u>" in page.text and "<u>, <u>" in page.text and "<u>" not in page.source
+
+
 def test_without_scores_the_log_is_drawn_and_without_checkpoint_one_sentence_said(tmp_path, pair):
     shutil.rmtree(pair[0] / "scores")
     page = made(tmp_path / "x.html", pair[0])
@@ -132,6 +145,21 @@ def test_the_landscape_is_the_mean_gradient_of_the_formula(tmp_path):
     np.testing.assert_allclose(grid[[0, -1]].T, wanted, rtol=1e-5)
     assert np.isnan(grid[1:-1]).all()
     assert distributions.gradient_landscape(runs.read_runs([write_run(tmp_path / "other")])[0]) is None
+
+
+def test_there_is_no_landscape_of_another_loss(tmp_path):
+    for name, flags in {"nce": {"loss": "nce"}, "swav": {"method": "SwAV"}}.items():
+        folder = write_run(tmp_path / name, ft=False, columns=COLUMNS, temperature=0.5, queue_size=8, **flags)
+        assert distributions.gradient_landscape(runs.read_runs([folder])[0]) is None
+
+
+def test_a_layer_without_a_gradient_at_first_has_empty_cells(tmp_path):
+    folder = write_run(tmp_path / "swav")
+    log(folder, {"kind": "gradients", "step": 1, "norms": {"stem": 1.0}})
+    log(folder, {"kind": "gradients", "step": 2, "norms": {"stem": 10.0, "prototypes": 100.0}})
+    grid, steps, layers = distributions.layer_gradients(runs.read_runs([folder])[0])
+    np.testing.assert_array_equal(grid, [[0, 1], [np.nan, 2]])
+    assert steps == (1, 3) and layers == (0.5, 2.5) and svg.heat(grid, steps, layers)
 
 
 def reference(folder, epochs=2, steps=3, batch=4):
@@ -194,6 +222,12 @@ def test_lines_break_at_holes_and_dots_stand_alone():
     assert path.count("M") == 2 and path.startswith(f"M{svg.LEFT} ") and f"L{svg.RIGHT} " in path
     assert "dot" in svg.chart([svg.Line("a", "r0", np.array([3.0]), np.array([0.5]))])
     assert [svg.number(x) for x in (1234.5, 0.0345, 7.0, -65536, 5e6)] == ["1.23k", "0.0345", "7", "−65.5k", "5M"]
+    assert svg.number(999.7) == "1k"
+
+
+def test_marks_stay_within_the_chart():
+    line = svg.Line("a", "r0", np.array([300.0, 390]), np.array([0.5, 0.6]))
+    assert svg.chart([line], {"FT": {78, 350}, "drop": {1e4}}).count("<title>") == 1
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")

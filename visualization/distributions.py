@@ -11,7 +11,8 @@ BINS = np.linspace(-1, 1, 81)
 CELLS = (40, 60)  # of a landscape, over score and time
 QUERIES = 400_000  # read for a landscape at most
 PUBLISHED_QUEUE = 65536
-Shares = dict[str, np.ndarray]  # "positive", "negative", "before_positive", "before_negative" -> (B,), sum 1
+SHOWN = ("positive", "negative", "before_positive", "before_negative")
+Shares = dict[str, np.ndarray]  # by names of `SHOWN`, (B,) each, sum 1
 # Values by row, from the bottom up, and column, nan where nothing is; the ranges of columns and rows.
 Landscape = tuple[np.ndarray, tuple[float, float], tuple[float, float]]
 Moment = tuple[int, np.ndarray, Shares]  # step, middles of the bins (B,), shares
@@ -34,7 +35,8 @@ def gradient_landscape(run: Run, *, before: bool = False) -> Landscape | None:
     published queue and T follows from the columns.
     """
     names = ["before_" * before + name for name in ("positive", "positive_logit", "negative_logmeanexp")]
-    if not run.columns.issuperset(names) or run.options.get("loss") == "nce":
+    other_loss = run.options.get("loss") == "nce" or run.options.get("method") == "SwAV"
+    if other_loss or not run.columns.issuperset(names):
         return None
     stride = math.ceil(len(run.steps) * run.scores(min(run.files), names[0]).shape[1] / QUERIES)
     parts = [[run.scores(epoch, name)[::stride].copy() for epoch in run.files] for name in ("step", *names)]
@@ -54,7 +56,8 @@ def layer_gradients(run: Run) -> Landscape | None:
     records = [record for record in run.log if record.get("kind") == "gradients"]
     if not records:
         return None
-    norms = np.array([list(record["norms"].values()) for record in records]).T
+    layers = dict.fromkeys(layer for record in records for layer in record["norms"])  # SwAV freezes one for a while
+    norms = np.array([[record["norms"].get(layer, np.nan) for record in records] for layer in layers])
     steps = (records[0]["step"], records[-1]["step"] + 1)
     return np.log10(np.maximum(norms, 1e-12)), steps, (0.5, len(norms) + 0.5)
 
@@ -64,7 +67,7 @@ def _spread(count: int) -> list[int]:
 
 
 def _logged(record: dict) -> Moment:
-    shares = {name.removesuffix("_histogram"): np.array(x) for name, x in record.items() if name.endswith("_histogram")}
+    shares = {name: np.array(record[f"{name}_histogram"]) for name in SHOWN if f"{name}_histogram" in record}
     edges = np.linspace(*record["histogram_range"], len(shares["positive"]) + 1)
     return record["step"], (edges[1:] + edges[:-1]) / 2, shares
 
@@ -88,5 +91,5 @@ def _negatives(run: Run) -> int:
     """K of a query in the loss."""
     count = run.options.get("queue_size") or PUBLISHED_QUEUE
     if run.options.get("mem") == "batch":
-        count = 2 * run.options["batch_size"] - 2
+        count = 2 * run.options["batch_size"] // run.options.get("accumulate", 1) - 2
     return 2 * count if run.options.get("ft_neg") == "append" else count

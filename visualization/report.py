@@ -132,7 +132,7 @@ def _panels(intro: str, figures: Sequence[str]) -> str:
 def _results(runs: Sequence[Run]) -> str:
     found, heads = [measures(run) for run in runs], ["", *_heads(runs)]
     names = dict.fromkeys(name for values in found for name in values)
-    rows = {name: [svg.number(values[name]) if name in values else "–" for values in found] for name in names}
+    rows = {escape(name): [svg.number(values[name]) if name in values else "–" for values in found] for name in names}
     top1, rest = ([[name, *x] for name, x in rows.items() if (", " in name) is wanted] for wanted in (True, False))
     intro = "Top-1 accuracy in %. Quote the last: the best of several epochs was picked on the test images."
     if not top1:
@@ -146,7 +146,7 @@ def _options(runs: Sequence[Run]) -> str:
         told, intro = chosen(runs[0]), "The options that are not the default."
     every = {name: [run.options.get(name) for run in runs] for name in runs[0].options}
     rest = {name: values for name, values in every.items() if name not in told}
-    tables = ([[name, *(escape(str(x)) for x in xs)] for name, xs in rows.items()] for rows in (told, rest))
+    tables = ([[escape(str(x)) for x in (name, *xs)] for name, xs in rows.items()] for rows in (told, rest))
     heads, shape = ["", *_heads(runs)], "columns" if len(runs) == 1 else ""
     shown, hidden = _table(heads, next(tables)), _table(heads, next(tables), "All other options")
     return f'<p>{intro}</p><div class="{shape}">{shown}</div>{hidden}' if shown else ""

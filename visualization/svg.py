@@ -30,7 +30,8 @@ class Line:
 
 def number(value: float) -> str:
     """1.2k, 0.034, 7: three digits."""
-    return EngFormatter(sep="")(float(f"{value:.3g}")) if abs(value) >= 1000 else f"{value:.3g}"
+    rounded = float(f"{value:.3g}")
+    return EngFormatter(sep="")(rounded) if abs(rounded) >= 1000 else f"{rounded:g}"
 
 
 def span(arrays: Iterable[np.ndarray], pad: float = 0.0) -> Range:
@@ -60,6 +61,7 @@ def chart(lines: Sequence[Line], marks: Mapping[str, Iterable[float]] | None = N
         f'<path class="mark" d="M{_at(step, x, LEFT, RIGHT)} {TOP}V{BOTTOM}"><title>{escape(name)}</title></path>'
         for name, steps in (marks or {}).items()
         for step in steps
+        if x[0] <= step <= x[1]
     ]
     paths = [
         f'<path class="line {line.style}{" dot" * (len(line.steps) == 1)}" data-label="{escape(line.label)}" '

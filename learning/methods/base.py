@@ -132,8 +132,12 @@ class Contrast(nn.Module):
         super().__init__()
         self.objective, self.rewriting = objective, rewriting or Rewriting()
 
-    def forward(self, tasks: Sequence[Task], draws: Draws, writes: Any = None) -> StepOutput:
-        """The rows of the first task are those that are recorded."""
+    def forward(
+        self, tasks: Sequence[Task], draws: Draws, writes: Any = None, embeddings: Tensor | None = None
+    ) -> StepOutput:
+        """The rows of the first task are those that are recorded, and its queries those whose spread is shown, unless
+        there are `embeddings` (N, D).
+        """
         with torch.autocast(tasks[0].query.device.type, enabled=False):
             measured = [
                 self.rewriting.record(functools.partial(self._measure, number=number), task, draws)
@@ -142,8 +146,9 @@ class Contrast(nn.Module):
             looked = self.rewriting.look(lambda task: task.thinned(look.NEGATIVES).scores(), tasks[0], draws)
         shares = [(task.weight * losses.rows).mean() for task, (losses, _) in zip(tasks, measured)]
         loss = sum(shares)
-        embeddings = parallel.gather(normalize(tasks[0].query.detach().float(), dim=1))
-        stats = {"loss": loss.detach(), "feature_std": scores.spread(embeddings)}
+        embeddings = (tasks[0].query if embeddings is None else embeddings).detach().float()
+        spread = scores.spread(parallel.gather(normalize(embeddings, dim=1)))
+        stats = {"loss": loss.detach(), "feature_std": spread}
         shown = [(task.branch, losses.rows, rows) for task, (losses, rows) in zip(tasks, measured) if task.shown]
         for branch in dict.fromkeys(branch for branch, *_ in shown):
             losses, rows = (torch.cat(of) for of in zip(*(of for place, *of in shown if place == branch)))

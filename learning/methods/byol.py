@@ -3,10 +3,8 @@
 from torch import nn
 from torch.nn.functional import normalize
 
-from learning import parallel
 from learning.draws import Draws
 from learning.methods.base import Batch, Contrast, Method, Schedule, StepOutput
-from memory.scores import spread
 from memory.task import Task
 from models.momentum import MomentumEncoder
 
@@ -32,9 +30,8 @@ class BYOL(Method):
         predictions = [normalize(self.predictor(*self.encoder(view)).float(), dim=1) for view in views]
         targets = [normalize(*self.momentum_encoder(view), dim=1) for view in reversed(views)]
         names = "image", "image/back"
-        out = self.contrast([Task(*of) for of in zip(names, predictions, targets)], draws)
-        out.stats["feature_std"] = spread(parallel.gather(targets[0]))
-        return out
+        tasks = [Task(*of) for of in zip(names, predictions, targets)]
+        return self.contrast(tasks, draws, embeddings=targets[0])
 
     def after_step(self, out: StepOutput, step: int) -> None:
         self.momentum_encoder.update(self.encoder, self.key_momentum(step))

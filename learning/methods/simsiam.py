@@ -3,10 +3,8 @@
 from torch import nn
 from torch.nn.functional import normalize
 
-from learning import parallel
 from learning.draws import Draws
 from learning.methods.base import Batch, Contrast, Method, StepOutput
-from memory.scores import spread
 from memory.task import Task
 
 
@@ -28,9 +26,8 @@ class SimSiam(Method):
         predictions = [normalize(self.predictor(z).float(), dim=1) for z in (one, other)]
         targets = [normalize(z.detach(), dim=1) for z in (other, one)]
         names = "image", "image/back"
-        out = self.contrast([Task(*of, weight=0.5) for of in zip(names, predictions, targets)], draws)
-        out.stats["feature_std"] = spread(parallel.gather(targets[0]))
-        return out
+        tasks = [Task(*of, weight=0.5) for of in zip(names, predictions, targets)]
+        return self.contrast(tasks, draws, embeddings=targets[0])
 
     def param_groups(self) -> list[dict]:
         predictor = list(self.predictor.parameters())
