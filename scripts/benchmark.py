@@ -466,9 +466,8 @@ def _parts(here: Here, rounds: int) -> Counter[str]:
 
 def start(setting: Setting) -> Iterator[str]:
     """seconds from a command to its answer"""
-    answer = alternate({"help": partial(subprocess.run, [*MAIN, "--help"], capture_output=True)}, setting.rounds)[
-        "help"
-    ]
+    sides = {"help": partial(subprocess.run, [*MAIN, "--help"], capture_output=True)}
+    answer = alternate(sides, setting.rounds)["help"]
     yield row("main_contrast.py --help", "", f"{answer:.2f} s", "", "< 0.5 s", answer < 0.5)
     first, _ = next(logged(f"--print_freq 1 --device {setting.device.type}"))
     yield row("main_contrast.py, first step, built-in pictures", "", f"{first:.1f} s", "", "< 10 s", first < 10)
