@@ -85,10 +85,11 @@ class Case:
     @property
     def choices(self) -> int:
         """Among how many embeddings (SwAV: clusters) a query looks for its own; 0 where there are no negatives."""
-        opt, appended = self.opt, self.opt.ft_neg == "append"
-        clusters = opt.prototypes if opt.method == "SwAV" else 0
-        in_batch = 2 * opt.batch_size // opt.accumulate - 1
-        return {"none": clusters, "batch": in_batch}.get(opt.mem, 1 + (opt.queue_size or 0) * (1 + appended))
+        opt = self.opt
+        if opt.mem == "none":
+            return opt.prototypes if opt.method == "SwAV" else 0
+        negatives = 2 * opt.batch_size // opt.accumulate - 2 if opt.mem == "batch" else opt.queue_size or 0
+        return 1 + negatives * (1 + (opt.ft_neg == "append"))
 
     @property
     def parts(self) -> int:

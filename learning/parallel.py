@@ -260,14 +260,19 @@ def deal(x: Tensor, order: Tensor) -> Tensor:
     Every row goes to the one rank that needs it. `order` is on the CPU and the same everywhere.
     """
     if world_size() == 1:
-        return x[order]
+        return _rows(x, order)
     n = len(x)
     leaving = (order // n == rank()).nonzero().squeeze(1)  # where rows from here go, rank by rank
     source = own_rows(order) // n
     dealt = torch.empty_like(x, memory_format=torch.contiguous_format)
     received, sent = (ranks.bincount(minlength=world_size()).tolist() for ranks in (source, leaving // n))
-    dist.all_to_all_single(dealt, x[order[leaving] - rank() * n].contiguous(), received, sent)
-    return dealt[source.argsort(stable=True).argsort()]  # they came rank by rank
+    dist.all_to_all_single(dealt, _rows(x, order[leaving] - rank() * n), received, sent)
+    return _rows(dealt, source.argsort(stable=True).argsort())  # they came rank by rank
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """x[index], contiguous; `index` is on the CPU, and the host does not wait for the device."""
+    return x.index_select(0, index.to(x.device, non_blocking=True)).contiguous()
 
 
 def dealt_back(x: Tensor, order: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def row(what: str, reference: str = "", here: str = "", result: str = "", goal: 
 
 def faster(what: str, times: dict[str, float], *, images: int = 0, goal: float = 0) -> str:
     """Both sides' milliseconds, or images/s where there are `images`, and how many times as fast it is here."""
-    shown = [f"{images / x:.3g} images/s" if images else ms(x) for x in (times["reference"], times["here"])]
+    shown = [f"{digits(images / x)} images/s" if images else ms(x) for x in (times["reference"], times["here"])]
     ratio = times["reference"] / times["here"]
     return row(what, *shown, f"{ratio:.1f} x", f">= {goal} x" if goal else "", ratio >= goal)
 
@@ -129,7 +129,12 @@ def share(what: str, part: float, whole: float, at_most: float) -> str:
 
 
 def ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g} ms"
+    return f"{digits(1e3 * seconds)} ms"
+
+
+def digits(value: float) -> str:
+    """Three, or all before the point."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 # The contrast head: loss and gradient
@@ -461,9 +466,8 @@ def _parts(here: Here, rounds: int) -> Counter[str]:
 
 def start(setting: Setting) -> Iterator[str]:
     """seconds from a command to its answer"""
-    answer = alternate({"help": partial(subprocess.run, [*MAIN, "--help"], capture_output=True)}, setting.rounds)[
-        "help"
-    ]
+    sides = {"help": partial(subprocess.run, [*MAIN, "--help"], capture_output=True)}
+    answer = alternate(sides, setting.rounds)["help"]
     yield row("main_contrast.py --help", "", f"{answer:.2f} s", "", "< 0.5 s", answer < 0.5)
     first, _ = next(logged(f"--print_freq 1 --device {setting.device.type}"))
     yield row("main_contrast.py, first step, built-in pictures", "", f"{first:.1f} s", "", "< 10 s", first < 10)

@@ -82,15 +82,15 @@ def _part(data: Source, index: Tensor) -> Source:
 
 
 def _originals(opt: ContrastOptions, data: Source, index: Tensor) -> Tensor:
-    plain = colours("RGB", None, data.mean, data.std)
+    plain = colours("RGB", "", data.mean, data.std)
     batches = build.eval_loader(opt, _part(data, index), torch.device("cpu"), plain)
     return _thumbs(torch.cat([batch["image"] for batch in batches]), data)
 
 
 def _thumbs(images: Tensor, data: Source) -> Tensor:
     """Normalised (N, 3, H, W) -> 0..1 (N, THUMB, THUMB, 3)."""
-    mean, std = (torch.tensor(x)[:, None, None] for x in (data.mean, data.std))
-    sized = F.interpolate(images * std + mean, size=(THUMB, THUMB), mode="bilinear", antialias=True)
+    shown = colours("RGB", "", data.mean, data.std).shown(images)
+    sized = F.interpolate(shown, size=(THUMB, THUMB), mode="bilinear", antialias=True)
     return sized.clamp(0, 1).permute(0, 2, 3, 1)
 
 

@@ -102,7 +102,8 @@ def test_times_are_medians_after_a_warm_up(monkeypatch):
 
 
 def test_goals():
-    assert benchmark.faster("x", {"reference": 2, "here": 1}, goal=2) == "| x | 2e+03 ms | 1e+03 ms | 2.0 x | >= 2 x |"
+    assert benchmark.faster("x", {"reference": 2, "here": 1}, goal=2) == "| x | 2,000 ms | 1,000 ms | 2.0 x | >= 2 x |"
+    assert [benchmark.digits(x) for x in (0.0123, 999.4, 999.6, 12345.6)] == ["0.0123", "999", "1,000", "12,346"]
     missed = benchmark.faster("x", {"reference": 2, "here": 1}, images=8, goal=3)
     assert missed == "| x | 4 images/s | 8 images/s | 2.0 x | >= 3 x, missed |"
     assert benchmark.share("x", 0.04, 1, 0.03).endswith("| 4.00% | <= 3.0%, missed |")

@@ -89,6 +89,7 @@ def test_presets_and_what_fits_them_are_left_alone(line, images, processes):
         (f"{FOLDER} --method InfoMin --ft_neg append", math.log(8193)),
         (f"{FOLDER} --method SimCLR --batch_size 64", math.log(127)),
         (f"{FOLDER} --method SupCon --batch_size 64 --accumulate 2", math.log(63)),
+        (f"{FOLDER} --method SimCLR --batch_size 64 --ft_neg append", math.log(253)),
         ("--method SwAV --prototypes 300", math.log(300)),
         (f"{FOLDER} --method InsDis --loss nce", CHANCE + 4096 * math.log(4097 / 4096)),
     ],
