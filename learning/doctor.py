@@ -132,7 +132,7 @@ def expectation(case: Case) -> str:
     says = f"guessing gives a loss of {case.guessing}"
     if opt.mem == "bank":
         says += "; the first epoch only fills the bank: its loss is 0"
-    elif opt.mem == "moco" and case.ideal is not None:
+    elif opt.mem == "moco" and case.ideal is not None and not (case.transforms and opt.ft_begin_epoch == 0):
         says += f"; against a queue of random vectors it begins near {case.ideal:.2g}, rises for about "
         says += f"{-(-opt.queue_size // opt.batch_size)} steps, in which embeddings replace them, and then falls"
     return says
