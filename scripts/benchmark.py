@@ -217,7 +217,7 @@ def head(setting: Setting) -> Iterator[str]:
     for workload in (CIFAR, IMAGENET):
         pairs = pairs_of(workload, setting)
         sides = {level: pairs.here(f"{flags} {ALONE}") for level, flags in LEVELS.items()}
-        times = alternate({"plain": pairs.here()} | sides, 3 * setting.rounds)
+        times = alternate({"plain": pairs.here()} | sides, 10 * setting.rounds)
         for level in LEVELS:
             cost, whole = times[level] - times["plain"], step_times(workload, setting)["here"]
             yield share(f"FT, a lambda for each {level}, of a {workload.name} step", cost, whole, 0.03)
@@ -233,7 +233,7 @@ def statistics(setting: Setting) -> Iterator[str]:
     yield share(f"both, of a {IMAGENET.name} step", costs["after"] + costs["before"], whole, 0.005)
     small = Here(CIFAR, setting)
     sides = {"looking": partial(small, print_freq=1), "usual": small}
-    times, often = alternate(sides, 4 * setting.rounds), small.training.opt.print_freq
+    times, often = alternate(sides, 8 * setting.rounds), small.training.opt.print_freq
     cost = (times["looking"] - times["usual"]) / often
     yield share(f"live statistics every {often} steps, of a {CIFAR.name} step", cost, times["usual"], 0.01)
 
@@ -241,7 +241,7 @@ def statistics(setting: Setting) -> Iterator[str]:
 def _costs(pairs: Pairs, setting: Setting) -> dict[str, float]:
     """Seconds of the statistics "after" and "before" FT, of the "whole" without the latter, and of one "product"."""
     sides = {"bare": pairs.bare, "whole": pairs.here(f"{FT} {ALONE}"), "both": pairs.here(FT)}
-    times = alternate(sides | {"product": lambda: pairs.query.detach() @ pairs.keys.T}, 3 * setting.rounds)
+    times = alternate(sides | {"product": lambda: pairs.query.detach() @ pairs.keys.T}, 10 * setting.rounds)
     return times | {"after": times["whole"] - times["bare"], "before": times["both"] - times["whole"]}
 
 
