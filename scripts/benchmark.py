@@ -1,7 +1,7 @@
 """Measure this machine, each row against the reference recipe.
 
 examples:
-  python scripts/benchmark.py                                    # everything: ten minutes on 2 cores
+  python scripts/benchmark.py                                    # everything: five minutes on 2 cores
   python scripts/benchmark.py data --data_folder my/images
 
 Both sides of a row run in turn (A B A B ...), training in a process for each; the table, in Markdown, has their
