@@ -286,6 +286,7 @@ def test_damage_is_one_sentence_and_exit_code_2(pair, tmp_path, capsys, how, sai
     "arguments, said",
     [
         (["nowhere"], "no run folder"),
+        ([str(Path(__file__).parent)], "is no run"),
         (["nowhere", "-o", "x.doc"], ".png"),
         (["nowhere", "--smooth", "0"], "--smooth 0"),
     ],

@@ -142,6 +142,8 @@ def _read_run(folder: Path, label: str, log_only: bool) -> Run:
     contents = [_read_scores(path, "step") for path in files.values()]
     steps = np.concatenate([step for step, _ in contents]) if contents else np.empty(0)
     log = _read_log(folder / "log.jsonl")
+    if not len(steps) and not (folder / "log.jsonl").exists():
+        raise ValueError(f"{folder} is no run: it holds neither log.jsonl nor scores; name one, such as save/NAME")
     if not len(steps) and not (log_only and log):
         raise ValueError(f"{folder} has no saved scores: training with --save_score writes them after every epoch")
     columns = frozenset.intersection(*(names for _, names in contents)) if contents else frozenset()
