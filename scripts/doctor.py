@@ -29,7 +29,8 @@ def examine(folder: Path) -> doctor.Case:
         case = doctor.Case(opt, contrast.usual(opt), math.inf, processes)
         case.read(folder / "log.jsonl")
     except (OSError, ValueError, KeyError) as error:
-        sentence = f"{folder} is no run of main_contrast.py, or damaged ({error!r}): give the folder of one"
+        what = error if isinstance(error, OSError) else repr(error)
+        sentence = f"{folder} is no run of main_contrast.py, or damaged ({what}): give the folder of one"
         raise ValueError(sentence) from error
     for row in case.epochs[-1:]:
         case.images = (row["step"] // row["epoch"] + 1) * opt.batch_size

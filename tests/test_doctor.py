@@ -267,7 +267,8 @@ def test_a_run_that_has_just_begun(tmp_path, monkeypatch, capsys, few_pictures):
 
 def test_no_run_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys):
     assert ask(tmp_path, monkeypatch=monkeypatch) == 2
-    assert "is no run of main_contrast.py" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "is no run of main_contrast.py" in message and "options.json" in message  # what was looked for
 
 
 def test_it_needs_nothing_but_the_standard_library():
