@@ -47,6 +47,7 @@ HINTS = {
 DOTTED = "Dotted: before feature transformation."
 UPRIGHT = "it starts, or the learning rate drops."
 DEPTH = "The first run in front. Look for a shape that is unlike the others."
+DEPTH_FT = "After feature transformation in front, before it behind."
 RIDGES = "Time runs downwards, from step to step; each ridge is scaled to its own peak."
 LANDSCAPE = "Bright pairs move the encoder. Look whether brightness stays, or dies after the first epochs."
 LAYERS = "log10 of each layer's gradient norm. Upwards: from the input to the head. Dark rows have stopped learning."
@@ -155,7 +156,7 @@ def _options(runs: Sequence[Run]) -> str:
 def _diagnosis(runs: Sequence[Run]) -> str:
     found = [(i, record) for i, run in enumerate(runs) for record in run.log if record.get("kind") == "diagnosis"]
     names = ("name", "evidence", "advice")
-    return _table(names, [[f'<i class="r{i}"></i>' * (n == "name") + escape(r[n]) for n in names] for i, r in found])
+    return _table(names, [[f'<i class="r{i}"></i> ' * (n == "name") + escape(r[n]) for n in names] for i, r in found])
 
 
 def _lines(runs: Sequence[Run], read: Read) -> list[svg.Line]:
@@ -203,7 +204,7 @@ def _paper(runs: Sequence[Run]) -> str:
     lines = {name: found for name in STATISTICS if (found := _lines(runs, partial(_saved, name)))}
     flat = [_figure(TITLES[name], HINTS[name], svg.chart(found, _marks(runs))) for name, found in lines.items()]
     deep = [
-        _figure(f"{TITLES[name]}, in depth", DEPTH, svg.waterfall(found))
+        _figure(f"{TITLES[name]}, in depth", DEPTH if len(runs) > 1 else DEPTH_FT, svg.waterfall(found))
         for name, found in lines.items()
         if len(found) > 1
     ]
