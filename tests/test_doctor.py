@@ -57,6 +57,7 @@ FT = f"{FOLDER} --ft_pos extrapolate --ft_begin_epoch 2"
         (f"{FOLDER} --bn_splits 1", 100_000, "whole batch"),
         (f"{FOLDER} --warmup_epochs 9 --epochs 9", 100_000, "long warm-up"),
         (f"{FOLDER} --ft_neg interpolate --ft_begin_epoch 9 --epochs 9", 100_000, "late FT"),
+        (f"{FOLDER} --ft_pos extrapolate", 20_000, "early FT"),
         ("--method SwAV --queue_epoch 9 --epochs 9", 5000, "idle queue"),
     ],
 )
@@ -68,6 +69,8 @@ def test_what_options_alone_tell(line, images, name):
     "line, images, processes",
     [
         (FOLDER, 8192, 1),
+        (f"{FOLDER} --ft_pos extrapolate", 100_000, 1),
+        (f"{FOLDER} --ft_pos extrapolate --ft_begin_epoch 2", 20_000, 1),
         (f"{FOLDER} --batch_size 64 --learning_rate 0.0075", 100_000, 1),
         (f"{FOLDER} --batch_size 128 --learning_rate 0.04", 100_000, 1),
         (f"{FOLDER} --method SimCLR --queue_size 0 --batch_size 4096 --learning_rate 4.8", 100_000, 1),
