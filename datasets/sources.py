@@ -5,7 +5,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import compress
 from pathlib import Path
 from typing import Literal
 
@@ -52,10 +51,11 @@ class Source:
         image = self.images[index] if self.in_memory else read_image(self.images[index])
         return Image.fromarray(image.permute(1, 2, 0).numpy())
 
-    def part(self, mask: Tensor, *remarks: str) -> "Source":
-        """The images where `mask` (N,) bool is set, with further remarks; the classes stay."""
-        images = self.images[mask] if self.in_memory else tuple(compress(self.images, mask.tolist()))
-        labels = None if self.labels is None else self.labels[mask]
+    def part(self, which: Tensor, *remarks: str) -> "Source":
+        """The images where `which` (N,) bool is set, or those numbers (n,), with further remarks; the classes stay."""
+        index = torch.arange(len(self))[which]
+        images = self.images[index] if self.in_memory else tuple(self.images[i] for i in index.tolist())
+        labels = None if self.labels is None else self.labels[index]
         return replace(self, images=images, labels=labels, remarks=self.remarks + remarks)
 
     def share(self, fraction: float, *, root: Path, salt: str) -> Tensor:

@@ -52,7 +52,7 @@ def pictures(folder: Path) -> Pictures | str:
 
 
 def _pictures(opt: ContrastOptions, data: Source, encoder: Encoder) -> Pictures:
-    some = _part(data, torch.linspace(0, len(data) - 1, min(IMAGES, len(data))).long())
+    some = data.part(torch.linspace(0, len(data) - 1, min(IMAGES, len(data))).long())
     if some.labels is None:
         some = dataclasses.replace(some, labels=torch.zeros(len(some), dtype=torch.int64), classes=("image",))
     seen = build.colours(dataclasses.asdict(opt), data)
@@ -69,21 +69,15 @@ def _pictures(opt: ContrastOptions, data: Source, encoder: Encoder) -> Pictures:
 def _views(opt: ContrastOptions, data: Source) -> list[Tensor]:
     """The first images of training's first epoch and, view by view, what it makes of them; all in RGB."""
     opt = dataclasses.replace(opt, batch_size=min(SAMPLES, len(data)), modal="RGB")
-    batch = next(iter(build.train_loader(opt, data, torch.device("cpu"))))
+    loader = build.train_loader(opt, data, torch.device("cpu"))
+    batch = loader.of(loader.sampler.order()[: opt.batch_size])
     whole = {name: x for name, x in batch.items() if x.ndim == 4}  # a jigsaw's pieces are no picture
-    if "order" in batch:
-        whole["key"] = whole["key"][batch["order"].argsort()]
     return [_originals(opt, data, batch["index"]), *(_thumbs(x, data) for x in whole.values())]
-
-
-def _part(data: Source, index: Tensor) -> Source:
-    images = data.images[index] if data.in_memory else tuple(data.images[i] for i in index.tolist())
-    return dataclasses.replace(data, images=images, labels=None if data.labels is None else data.labels[index])
 
 
 def _originals(opt: ContrastOptions, data: Source, index: Tensor) -> Tensor:
     plain = colours("RGB", "", data.mean, data.std)
-    batches = build.eval_loader(opt, _part(data, index), torch.device("cpu"), plain)
+    batches = build.eval_loader(opt, data.part(index), torch.device("cpu"), plain)
     return _thumbs(torch.cat([batch["image"] for batch in batches]), data)
 
 
