@@ -2,7 +2,6 @@
 
 from contextlib import suppress
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,16 +27,20 @@ def read_image(path: str) -> Tensor:
     an attack.
     """
     try:
-        return _jpeg(Path(path).read_bytes())
+        return _jpeg(path)
     except (OSError, RuntimeError, Image.DecompressionBombError):
         return torch.from_numpy(np.array(_read_any(path))).permute(2, 0, 1)
 
 
-def _jpeg(content: bytes) -> Tensor:
+def _jpeg(path: str) -> Tensor:
     """By torchvision. An error of some kind for what is left to Pillow, which looks at the size in the header first."""
-    if decode_jpeg is None or not content.startswith(_JPEG) or Image.open(BytesIO(content)).mode not in ("L", "RGB"):
+    with open(path, "rb") as file:
+        if decode_jpeg is None or file.read(len(_JPEG)) != _JPEG:
+            raise RuntimeError
+        content = bytearray(_JPEG + file.read())
+    if Image.open(BytesIO(content)).mode not in ("L", "RGB"):
         raise RuntimeError
-    coded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    coded = torch.frombuffer(content, dtype=torch.uint8)
     return decode_jpeg(coded, ImageReadMode.UNCHANGED, apply_exif_orientation=True).expand(3, -1, -1)
 
 

@@ -303,13 +303,14 @@ class _Crops(Dataset):
         self.source, self.recipe, self.replace_bad = source, recipe, replace_bad
 
     def __getitems__(self, samples: list[tuple[int, int]]) -> list[dict[str, int | Tensor | dict[str, str]]]:
-        items, found, keys = [], [], []
-        for number, (index, key) in enumerate(samples, start=1):
+        items, found, keys, held = [], [], [], 0
+        for index, key in samples:
             found.append(self.read(index, key))
             keys.append(key)
-            if number == len(samples) or sum(image.nbytes for _, image, _ in found) > ROOM:
+            held += found[-1][1].nbytes
+            if held > ROOM or len(items) + len(found) == len(samples):
                 items += self._items(found, keys)
-                found, keys = [], []
+                found, keys, held = [], [], 0
         return items
 
     def _items(
