@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from scipy.spatial.distance import pdist
 from scipy.stats import mannwhitneyu
 
-from learning import build, engine
 from learning.draws import Draws
 from learning.interrupt import Interrupt
 from learning.losses import Cosine, InfoNCE
@@ -21,7 +20,7 @@ from memory.feature_transform import Coefficient, NegativeTransform, PositiveTra
 from memory.stores import Queue
 from memory.task import CHUNK, Negatives, Task
 from tests.test_checkpoints import scalars
-from tests.test_training import FT, ROOT, HostReads, few_pictures, objects, records, train  # noqa: F401
+from tests.test_training import FT, ROOT, HostReads, few_pictures, objects, records, train, train_epoch  # noqa: F401
 
 DRAWS = Draws(0, 4, torch.arange(6))
 TRANSFORMS = [PositiveTransform(Coefficient(2.0, "sample")), NegativeTransform(Coefficient(1.6, "dim"))]
@@ -236,17 +235,7 @@ def test_the_device_is_asked_at_log_lines_alone():
     training.loader.set_epoch(0)
     batches = list(training.loader)
     with HostReads() as reads:
-        engine.train_epoch(
-            training.method,
-            batches,
-            training.optimizer,
-            first_step=0,
-            schedule=training.schedule,
-            autocast=build.autocast("off", training.device),
-            guard=training.guard,
-            progress=training.progress,
-            stop=lambda step: False,
-        )
+        train_epoch(training, batches)
     names = [{frame.name for frame in stack} for _, stack in reads.seen]
     elsewhere = [stack for stack in names if not stack & {"generator", "_log_line"}]
     assert not elsewhere and any("measured" in stack for stack in names)

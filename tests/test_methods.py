@@ -7,14 +7,14 @@ import random
 import pytest
 import torch
 
-from learning import build, checkpoint, engine
+from learning import build, checkpoint
 from learning.draws import Draws
 from learning.interrupt import Interrupt
 from memory import scores
 from models.heads import JigsawHead
 from options.presets import METHODS
 from tests.test_bank import Recorder
-from tests.test_training import HostReads, assert_same_run, few_pictures, objects, records, train  # noqa: F401
+from tests.test_training import HostReads, assert_same_run, few_pictures, objects, records, train, train_epoch  # noqa: F401
 
 WITHOUT_NEGATIVES = ("SimSiam", "BYOL", "SwAV")
 # Not smaller: of a 1 x 1 map PyTorch's CPU gradient of a convolution with stride 2 is no number in bfloat16.
@@ -66,20 +66,6 @@ def memories(method):
 
 def same(one, other):
     return all(torch.equal(x.nan_to_num(7), other[name].nan_to_num(7)) for name, x in one.items())
-
-
-def train_epoch(training, batches, first_step):
-    engine.train_epoch(
-        training.method,
-        batches,
-        training.optimizer,
-        first_step=first_step,
-        schedule=training.schedule,
-        autocast=build.autocast(training.opt.amp, training.device),
-        guard=training.guard,
-        progress=training.progress,
-        stop=lambda step: False,
-    )
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])

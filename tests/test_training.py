@@ -57,6 +57,20 @@ def objects(*arguments):
     return Pretraining(resolved, data, lambda room: SilentRun(Path("nowhere")))
 
 
+def train_epoch(training, batches, first_step=0):
+    engine.train_epoch(
+        training.method,
+        batches,
+        training.optimizer,
+        first_step=first_step,
+        schedule=training.schedule,
+        autocast=build.autocast(training.opt.amp, training.device),
+        guard=training.guard,
+        progress=training.progress,
+        stop=lambda step: False,
+    )
+
+
 def records(folder, kind):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     times = {"images_per_second", "data_wait"}
@@ -253,17 +267,7 @@ def test_no_host_reads_between_log_lines(method, amp, granularity):
     training.loader.set_epoch(0)
     batches = list(training.loader)  # views are drawn on the host, from keys that never leave it
     with HostReads() as reads:
-        engine.train_epoch(
-            training.method,
-            batches,
-            training.optimizer,
-            first_step=0,
-            schedule=training.schedule,
-            autocast=build.autocast(amp, training.device),
-            guard=training.guard,
-            progress=training.progress,
-            stop=lambda step: False,
-        )
+        train_epoch(training, batches)
     # Seeds of generators are made of integers on the host, whatever the device: no wait for it.
     elsewhere = [stack for _, stack in reads.seen if not any(frame.name == "generator" for frame in stack)]
     assert not elsewhere, elsewhere
