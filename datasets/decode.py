@@ -29,15 +29,20 @@ def read_image(path: str) -> Tensor:
     try:
         return _jpeg(path)
     except (OSError, RuntimeError, Image.DecompressionBombError):
-        return torch.from_numpy(np.array(_read_any(path))).permute(2, 0, 1)
+        return read_by_pillow(path)
+
+
+def read_by_pillow(path: str) -> Tensor:
+    """What `read_image` returns, to the bit, by Pillow alone."""
+    return torch.from_numpy(np.array(_read_any(path))).permute(2, 0, 1)
 
 
 def _jpeg(path: str) -> Tensor:
     """By torchvision. An error of some kind for what is left to Pillow, which looks at the size in the header first."""
     with open(path, "rb") as file:
-        if decode_jpeg is None or file.read(len(_JPEG)) != _JPEG:
-            raise RuntimeError
-        content = bytearray(_JPEG + file.read())
+        content = bytearray(file.read())
+    if decode_jpeg is None or not content.startswith(_JPEG):
+        raise RuntimeError
     if Image.open(BytesIO(content)).mode not in ("L", "RGB"):
         raise RuntimeError
     coded = torch.frombuffer(content, dtype=torch.uint8)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from datasets.decode import read_image, why
+from datasets.decode import why
 from datasets.keyed import generator, hash64, sample_keys
 from datasets.recipes import Recipe
 from datasets.sources import Source
@@ -330,7 +330,7 @@ class _Crops(Dataset):
         for attempt in range(ATTEMPTS):
             path = self.source.images[index]
             try:
-                return index, read_image(path), bad
+                return index, self.source.read(path), bad
             except ValueError as error:
                 if not self.replace_bad:
                     raise

@@ -136,17 +136,12 @@ class View:
     def crop(self, images: Sequence[Tensor], keys: Tensor) -> Sequence[Tensor]:
         height, width = torch.tensor([image.shape[1:] for image in images]).unbind(1)
         boxes, flip = (x.tolist() for x in self._boxes(keys, height, width))
-        crops = [
-            _resized(image[:, top : top + h, left : left + w], (self.size, self.size))
-            for image, (top, left, h, w) in zip(images, boxes)
-        ]
+        crops = [self._cropped(image, box) for image, box in zip(images, boxes)]
         crops = [crop.flip(2) if mirrored else crop for crop, mirrored in zip(crops, flip)]
         return self._randaugmented(crops, keys) if self.style.randaugment else crops
 
     def crop_batch(self, images: Tensor, keys: Tensor) -> Tensor:
-        height, width = images.shape[2:]
-        boxes, flip = (x.to(images.device, non_blocking=True) for x in self._boxes(keys, height, width))
-        crops = augment.separable(images, *augment.crop_matrices(boxes, flip, height, width, self.size))
+        crops = self._cropped_batch(images, *self._boxes(keys, *images.shape[2:]))
         if not self.style.randaugment:
             return crops
         small = crops.mul(255).round_().byte().cpu()  # slow, and on a GPU a trip to the host
@@ -175,6 +170,16 @@ class View:
     def _boxes(self, keys: Tensor, height: int | Tensor, width: int | Tensor) -> tuple[Tensor, Tensor]:
         drawn = self._geometry(keys)
         return augment.random_resized_crop_boxes(drawn["crop"], height, width, self.crop_scale), drawn["flip"]
+
+    def _cropped(self, image: Tensor, box: list[int]) -> Tensor:
+        """uint8 (3, H, W) -> (3, size, size)."""
+        top, left, height, width = box
+        return _resized(image[:, top : top + height, left : left + width], (self.size, self.size))
+
+    def _cropped_batch(self, images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
+        """float (N, 3, H, W) -> (N, 3, size, size), flipped too; boxes (N, 4) and flip (N,) on the CPU."""
+        boxes, flip = (x.to(images.device, non_blocking=True) for x in (boxes, flip))
+        return augment.separable(images, *augment.crop_matrices(boxes, flip, *images.shape[2:], self.size))
 
     def _randaugment(self, image: Image.Image, key: Tensor) -> Image.Image:
         """timm's draws from two global generators, so those are seeded for the call and put back."""
@@ -256,14 +261,18 @@ class Centre:
         return self.size * 256 // 224 if self.size > SMALL else self.size
 
     def crop(self, images: Sequence[Tensor], keys: Tensor) -> Sequence[Tensor]:
-        return [F.center_crop(_resized(image, self._scaled(*image.shape[1:])), self.size) for image in images]
+        return [F.center_crop(self._scaled(image), self.size) for image in images]
 
     def crop_batch(self, images: Tensor, keys: Tensor) -> Tensor:
         if min(images.shape[2:]) != self.side:
-            images = F.resize(images, self._scaled(*images.shape[2:]), antialias=True)
+            images = F.resize(images, self._sides(*images.shape[2:]), antialias=True)
         return F.center_crop(images, self.size)
 
-    def _scaled(self, height: int, width: int) -> list[int]:
+    def _scaled(self, image: Tensor) -> Tensor:
+        """uint8 (3, H, W)."""
+        return _resized(image, self._sides(*image.shape[1:]))
+
+    def _sides(self, height: int, width: int) -> list[int]:
         short = min(height, width)
         return [int(self.side * height / short), int(self.side * width / short)]
 

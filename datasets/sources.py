@@ -29,7 +29,8 @@ class Source:
     """One split of a data set.
 
     images: uint8 (N, 3, H, W), or N paths; labels: int64 (N,), the rank among `classes`, or None;
-    mean, std: of the RGB channels of images in 0..1; remarks: sentences a user should read before training starts.
+    mean, std: of the RGB channels of images in 0..1; remarks: sentences a user should read before training starts;
+    read: makes uint8 (3, H, W) of a path.
     """
 
     images: Tensor | tuple[str, ...]
@@ -38,6 +39,7 @@ class Source:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     remarks: tuple[str, ...] = ()
+    read: Callable[[str], Tensor] = read_image
 
     def __len__(self) -> int:
         return len(self.images)
@@ -48,7 +50,7 @@ class Source:
 
     def picture(self, index: int) -> Image.Image:
         """One image in RGB. ValueError where its file cannot be read."""
-        image = self.images[index] if self.in_memory else read_image(self.images[index])
+        image = self.images[index] if self.in_memory else self.read(self.images[index])
         return Image.fromarray(image.permute(1, 2, 0).numpy())
 
     def part(self, which: Tensor, *remarks: str) -> "Source":

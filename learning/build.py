@@ -13,7 +13,9 @@ from torch import nn
 from datasets import recipes, sources
 from datasets.colours import Colours
 from datasets.colours import colours as colour_space
+from datasets.decode import read_by_pillow, read_image
 from datasets.loader import EvalLoader, TrainLoader
+from datasets.one_by_one import one_by_one
 from learning import checkpoint, parallel, weights
 from learning.evaluations import knn
 from learning.losses import NCE, Cosine, InfoNCE
@@ -142,7 +144,13 @@ def source(opt, split: str) -> sources.Source:
     if opt.download:
         parallel.on_main(lambda: sources.open_source(opt.dataset, split, **where, download=True) and None)
     data = sources.open_source(opt.dataset, split, **where, fraction=opt.data_fraction)
-    return dataclasses.replace(data, mean=opt.mean or data.mean, std=opt.std or data.std)
+    read = read_image if opt.fast_images else read_by_pillow
+    return dataclasses.replace(data, mean=opt.mean or data.mean, std=opt.std or data.std, read=read)
+
+
+def views(opt, recipe: recipes.Recipe) -> recipes.Recipe:
+    """The recipe as it is asked for: in batches or one by one."""
+    return recipe if opt.fast_images else one_by_one(recipe)
 
 
 def workers(opt) -> int:
@@ -185,7 +193,7 @@ def train_loader(opt: ContrastOptions, data: sources.Source, device: torch.devic
     )
     return TrainLoader(
         data,
-        recipe,
+        views(opt, recipe),
         batch_size=opt.batch_size // opt.accumulate,
         **parallel.share(),
         seed=opt.seed,
@@ -354,7 +362,7 @@ def eval_loader(
     """Every image of `data` once, under the test view."""
     return EvalLoader(
         data,
-        recipes.evaluation(opt.input_res, seen),
+        views(opt, recipes.evaluation(opt.input_res, seen)),
         batch_size=opt.batch_size,
         **parallel.share(),
         num_workers=workers(opt),

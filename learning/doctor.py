@@ -186,7 +186,7 @@ def at_start(case: Case) -> Iterator[Finding]:
         evidence = f"the queue is never filled: --queue_epoch {opt.queue_epoch}, {epochs}"
         yield Finding("idle queue", evidence, "lower --queue_epoch")
     if opt.warmup_epochs >= opt.epochs:
-        evidence = f"warm-up takes {opt.warmup_epochs} epochs and the run {opt.epochs}: the full rate is never reached"
+        evidence = f"the full rate is never reached: --warmup_epochs {opt.warmup_epochs}, {epochs}"
         yield Finding("long warm-up", evidence, "lower --warmup_epochs")
     # On ImageNet-100 FT from the start was published as the best; on 2,500 to 5,000 images it led to one point.
     if opt.ft_pos == "extrapolate" and opt.ft_begin_epoch == 0 and case.images < 100_000:

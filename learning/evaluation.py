@@ -217,7 +217,7 @@ class Evaluation:
         randaugment = opt.aug_linear == "RA"
         view = recipes.probe(opt.input_res, (opt.crop, 1.0), self.colours, randaugment=randaugment)
         options = {"batch_size": opt.batch_size, "seed": opt.seed, "num_workers": build.workers(opt)}
-        return TrainLoader(source, view, **options, device=self.device, **parallel.share())
+        return TrainLoader(source, build.views(opt, view), **options, device=self.device, **parallel.share())
 
     def _probe(self, steps_per_epoch: int) -> Probe:
         opt = self.opt

@@ -32,6 +32,8 @@ class Shared:
         "off", "mixed precision; --amp alone means auto", group="optimisation", bare="auto"
     )
 
+    fast_images: bool = option(True, "decode by torchvision, crop and colour in batches", group="speed")
+
     model_path: str = option("./save", "folder that holds the run folders", group="run")
     tb_path: str = option("./tb", "the same for TensorBoard", group="run")
     name: str | None = option(None, "name of the run folder; made from the settings by default", group="run")

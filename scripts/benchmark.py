@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial, partialmethod
 from itertools import islice
@@ -306,21 +306,35 @@ def data(setting: Setting) -> Iterator[str]:
 
 
 def _views(workload: Workload, setting: Setting) -> Iterator[str]:
+    keep_freed_memory()
     opt, images = resolved(workload, setting)
     count = min(len(images), 4 * setting.files) // opt.batch_size * opt.batch_size
     images = images.part(torch.arange(len(images)) < count)
-    loader, published = build.train_loader(opt, images, setting.device), PublishedViews(images, opt)
-    recipe, kind, sides = partial(published, [*range(count)]), f"in memory, {opt.input_res} px", {}
+    loader = build.train_loader(opt, images, setting.device)
+    by_pillow = replace(images, read=decode.read_by_pillow)
+    slow = build.train_loader(replace(opt, fast_images=False), by_pillow, setting.device)
+    recipe, kind, sides = Apart(_published_views, images, opt), f"in memory, {opt.input_res} px", {}
     if not images.in_memory:
         kind, samples = f"JPEG files, {opt.input_res} px", [(number, number) for number in range(count)]
         crops = partial(loader.feed.loader.dataset.__getitems__, samples)
-        sides["decoding", 0] = (partial(each, read, images.images) for read in (published.read, decode.read_image))
+        reading = Apart(_published_reading, images)
+        sides["decoding", 0] = reading, partial(each, decode.read_image, images.images)
         sides["all that a loader process does", 5] = recipe, crops
     sides["from image to views on the device", 0] = recipe, partial(each, len, loader)
+    sides["the same with --no_fast_images", 0] = recipe, partial(each, len, slow)
     for (what, goal), (reference, here) in sides.items():
         with one_core():
             times = alternate({"reference": reference, "here": here}, setting.rounds)
         yield faster(f"{kind}: {what}", times, images=count, goal=goal)
+
+
+def _published_views(images: sources.Source, opt: contrast.ContrastOptions) -> Callable[[], object]:
+    torch.set_num_threads(1)
+    return partial(PublishedViews(images, opt), [*range(len(images))])
+
+
+def _published_reading(images: sources.Source) -> Callable[[], object]:
+    return partial(each, PublishedViews.read, images.images)
 
 
 def each(function: Callable, things: Iterable) -> None:
@@ -400,18 +414,17 @@ class Apart:
 
 def _serve(line: Connection, make: Callable[..., Callable[[], object]], args: tuple) -> None:
     made = make(*args)
-    while line.recv():
-        made()
-        line.send("done")
+    with suppress(EOFError):  # the other end is gone: enough
+        while line.recv():
+            made()
+            line.send("done")
 
 
 @cache
 def step_times(workload: Workload, setting: Setting) -> dict[str, float]:
     """Seconds of a training step."""
     sides = {"reference": Apart(Published, workload, setting), "here": Here(workload, setting)}
-    times = alternate(sides, setting.rounds)
-    sides["reference"].line.send("")
-    return times
+    return alternate(sides, setting.rounds)
 
 
 def training(setting: Setting) -> Iterator[str]:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from datasets import decode
-from datasets.decode import read_image
+from datasets.decode import read_by_pillow, read_image
 
 RNG = np.random.default_rng(0)
 PICTURE = Image.fromarray(RNG.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((40, 30), Image.Resampling.BICUBIC)
@@ -39,6 +39,7 @@ def test_jpegs_come_out_as_pillow_decodes_them_with_torchvision_and_without(tmp_
     if isinstance(mode, int):
         exif[0x0112] = mode
     found = read(tmp_path / "a.jpg", PICTURE.convert("RGB" if isinstance(mode, int) else mode), exif=exif)
+    assert np.array_equal(found, pixels(read_by_pillow(str(tmp_path / "a.jpg"))))
     with Image.open(tmp_path / "a.jpg") as image:
         assert np.array_equal(found, pixels(ImageOps.exif_transpose(image).convert("RGB")))
 

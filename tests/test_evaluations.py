@@ -356,6 +356,18 @@ def test_linear_probe_of_a_checkpoint(trained, tmp_path, cached):
     assert "quote the last" in (folder / "log.txt").read_text()
 
 
+def test_the_probe_sees_the_same_images_one_by_one(trained, tmp_path, monkeypatch):
+    fast = main_linear(tmp_path, "--ckpt", trained, *PROBE)
+    monkeypatch.setattr("datasets.augment.separable", None)
+    slow = main_linear(tmp_path, "--ckpt", trained, *PROBE, "--no_fast_images")
+    losses = []
+    for folder in ("trained_linear-1", "trained_linear-2"):
+        lines = (tmp_path / "save" / folder / "log.jsonl").read_text().splitlines()
+        losses += [[line["train_loss"] for line in map(json.loads, lines) if line["kind"] == "epoch"]]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert slow["linear"]["last"] == fast["linear"]["last"]
+
+
 @pytest.mark.parametrize("cached", [(), ("--cache_features",)])
 def test_a_resumed_evaluation_equals_an_uninterrupted_one(trained, tmp_path, cached):
     whole = main_linear(tmp_path, "--ckpt", trained, *PROBE, *cached)

@@ -6,11 +6,14 @@ import pytest
 import torch
 import torchvision.transforms.functional as F
 
+from datasets import augment, decode, photometric, recipes
 from datasets.colours import colours
 from datasets.keyed import sample_keys
 from datasets.loader import EvalLoader, KeyedSampler, TrainLoader
 from datasets.recipes import evaluation, probe, training
 from datasets.sources import CIFAR, Source, open_source
+from learning import build
+from options import contrast, linear
 
 PLAIN = colours("RGB", "Lab", *CIFAR)
 
@@ -135,6 +138,31 @@ def test_how_many_images_are_held_changes_nothing(files, monkeypatch):
     together = list(loader)
     monkeypatch.setattr("datasets.loader.ROOM", 50_000)  # two or three of them
     assert_same(loader, together)
+
+
+def without_fast_paths(patch):
+    for module, name in [(decode, "decode_jpeg"), (recipes, "interpolate"), (augment, "separable")]:
+        patch.setattr(module, name, None)
+    for name in ("color_jitter", "grayscale", "blur", "solarize"):
+        patch.setattr(photometric, name, None)
+
+
+@pytest.mark.parametrize("data", ["--dataset shapes", "--dataset folder --data_folder {}"])
+def test_fast_paths_of_images_can_be_turned_off(files, tmp_path, monkeypatch, data):
+    flags = f"{data} --batch_size 4 --seed 0 --num_workers 0 --input_res 80".format(tmp_path / "train").split()
+    batches = []
+    for more in ([], ["--no_fast_images"]):
+        opt = contrast.parse([*flags, *more])[0]
+        source = build.source(opt, "train").part(torch.arange(8))
+        loaders = [build.train_loader(opt, source, torch.device("cpu"))]
+        opt = linear.parse([*flags, *more])[0]
+        loaders.append(build.eval_loader(opt, source, torch.device("cpu"), PLAIN))
+        batches.append([next(iter(loader)) for loader in loaders])
+        without_fast_paths(monkeypatch)
+    for fast, slow in zip(*batches):
+        assert fast.keys() == slow.keys()
+        for name, view in fast.items():
+            assert (slow[name] - view).abs().max() < 0.05, name  # a level of 255, in standard deviations
 
 
 @pytest.mark.parametrize("kind", ["memory", "files"])
