@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from datasets import keyed
 from datasets.sources import Source
-from learning import build, checkpoint, engine, resume
+from learning import build, checkpoint, engine, parallel, resume
 from learning.interrupt import Interrupt
 from learning.pretraining import Pretraining, pretrain
 from learning.run import SilentRun
@@ -271,6 +273,37 @@ def test_no_host_reads_between_log_lines(method, amp, granularity):
     # Seeds of generators are made of integers on the host, whatever the device: no wait for it.
     elsewhere = [stack for _, stack in reads.seen if not any(frame.name == "generator" for frame in stack)]
     assert not elsewhere, elsewhere
+
+
+EVERY_METHOD = ("MoCov2", "InsDis", "PIRL", "CMC", "CMCv2", "InfoMin", "SimCLR", "SimSiam", "BYOL", "SwAV")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(f"--method {name}" for name in EVERY_METHOD),
+        *(f"{FT} --ft_pos_granularity {level} --ft_neg_granularity {level}" for level in ("sample", "dim")),
+        f"{FT} --no_one_pass --no_pre_scores --ft_post_norm both",
+        "--method SimCLR --ft_pos interpolate --ft_neg append",
+        "--method InsDis --loss nce",
+        "--method SwAV --queue_epoch 0 --queue_size 32",
+        "--method PIRL --ft_jigsaw --ft_neg interpolate",
+        "--accumulate 2 --on_nan skip --optimizer lars",
+    ],
+)
+def test_a_step_asks_nothing_of_its_device(flags, monkeypatch):
+    """On the meta device, which has shapes and no values; SupCon has to ask, for its shapes hang on the labels.
+
+    It has no random numbers of its own, no autocast and no fused optimizer either: none of those asks.
+    """
+    meta, generator = torch.device("meta"), keyed.generator
+    monkeypatch.setattr(parallel, "device", lambda *wanted: meta)
+    monkeypatch.setattr(keyed, "generator", lambda where, *keys: None if where == meta else generator(where, *keys))
+    monkeypatch.setattr(torch, "autocast", lambda *arguments, **keywords: nullcontext())
+    monkeypatch.setattr(torch, "_fused_sgd_", lambda *arguments, **keywords: None)
+    training = objects(flags, "--print_freq 1000 --save_score")
+    training.advance(2)
+    assert training.step == 2 and {x.device for x in training.method.state_dict().values()} == {meta}
 
 
 @pytest.mark.parametrize("method", ["MoCo", "MoCov2", "MoCoMLP", "MoCo_wo_norm", "MoCov2_tau0.1", "Customize"])
