@@ -228,6 +228,11 @@ def transforms(opt: ContrastOptions) -> list:
     return chosen
 
 
+def layout(opt) -> torch.memory_format:
+    """How networks and images lie in memory."""
+    return torch.channels_last if opt.channels_last else torch.contiguous_format
+
+
 def method(opt: ContrastOptions, steps_per_epoch: int, n_data: int, start: Trunk | None = None) -> Method:
     """The method on the CPU, every weight a function of the seed, except for the backbone that --init gave."""
     chunks = parallel.world_size() * opt.bn_splits * opt.accumulate
@@ -243,7 +248,7 @@ def method(opt: ContrastOptions, steps_per_epoch: int, n_data: int, start: Trunk
             network.backbones.load_state_dict(start.weights)
         network = split_batch_norm(network, opt.bn_splits) if opt.bn_splits > 1 else network
         made = _around(network, opt, steps_per_epoch, n_data)
-    made = made.to(memory_format=torch.channels_last) if opt.channels_last else made
+    made = made.to(memory_format=layout(opt))
     return _synchronised(made, opt) if opt.sync_bn and parallel.world_size() > 1 else made
 
 

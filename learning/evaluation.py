@@ -31,7 +31,8 @@ LARGE = 4e9  # bytes of features that are worth a word
 
 def evaluate(opt: LinearOptions, *, origins: dict[str, str], notes: list[str]) -> None:
     """On every process. `origins` tells where each option's value came from. Writes results.json."""
-    keep_freed_memory()
+    if opt.keep_memory:
+        keep_freed_memory()
     if opt.ckpt:
         path, remarks = parallel.on_main(lambda: checkpoint.locate(opt.ckpt))
         opt, notes = dataclasses.replace(opt, ckpt=str(path)), [*notes, *remarks]
@@ -106,7 +107,7 @@ class Evaluation:
         self.device = parallel.device(opt.device, opt.gpu)
         self.autocast = build.autocast(opt.amp, self.device)
         encoder = encoder.eval().requires_grad_(False)
-        self.encoder = encoder.to(self.device, memory_format=torch.channels_last)
+        self.encoder = encoder.to(self.device, memory_format=build.layout(opt))
         self.fingerprint = subject.fingerprint(self.encoder)
         self.train_batches, self.test_batches = map(self._eval_loader, images)
         if opt.eval == "linear":

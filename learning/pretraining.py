@@ -27,7 +27,8 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
 
     `origins` tells where each option's value came from.
     """
-    keep_freed_memory()
+    if opt.keep_memory:
+        keep_freed_memory()
     found = parallel.on_main(lambda: resume.find(opt))
     state = checkpoint.load(found.path) if found.path else None
     notes = [*notes, *found.notes]

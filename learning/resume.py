@@ -28,6 +28,7 @@ HOUSEKEEPING = frozenset(
         "stop_epoch",
         "dry_run",
         "num_workers",
+        "keep_memory",
         "device",
         "gpu",
         "nprocs",

@@ -134,7 +134,6 @@ class ContrastOptions(shared.Shared):
     opt_level: Literal["O1", "O2"] | None = option(None, "published spelling of --amp auto", group=_PUBLISHED)
 
     one_pass: bool = option(True, "score a queue in one pass that keeps no scores", group="speed")
-    channels_last: bool = option(True, "lay images out pixel by pixel", group="speed")
 
     save_score: bool = option(False, "record statistics of the scores", group="run")
     pre_scores: bool = option(True, "record the scores before FT too", group="run")

@@ -33,6 +33,8 @@ class Shared:
     )
 
     fast_images: bool = option(True, "decode by torchvision, crop and colour in batches", group="speed")
+    channels_last: bool = option(True, "lay images out pixel by pixel", group="speed")
+    keep_memory: bool = option(True, "keep what a step frees for the next step", group="speed")
 
     model_path: str = option("./save", "folder that holds the run folders", group="run")
     tb_path: str = option("./tb", "the same for TensorBoard", group="run")

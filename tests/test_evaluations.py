@@ -356,10 +356,13 @@ def test_linear_probe_of_a_checkpoint(trained, tmp_path, cached):
     assert "quote the last" in (folder / "log.txt").read_text()
 
 
-def test_the_probe_sees_the_same_images_one_by_one(trained, tmp_path, monkeypatch):
+def test_the_probe_is_the_same_without_fast_paths(trained, tmp_path, monkeypatch):
     fast = main_linear(tmp_path, "--ckpt", trained, *PROBE)
     monkeypatch.setattr("datasets.augment.separable", None)
-    slow = main_linear(tmp_path, "--ckpt", trained, *PROBE, "--no_fast_images")
+    monkeypatch.setattr("learning.evaluation.keep_freed_memory", None)
+    monkeypatch.setattr(torch, "channels_last", None)
+    off = ("--no_fast_images", "--no_channels_last", "--no_keep_memory")
+    slow = main_linear(tmp_path, "--ckpt", trained, *PROBE, *off)
     losses = []
     for folder in ("trained_linear-1", "trained_linear-2"):
         lines = (tmp_path / "save" / folder / "log.jsonl").read_text().splitlines()

@@ -123,6 +123,17 @@ def test_a_run_folder_holds_everything(tmp_path):
     assert {"backbone_top1", "head_top1"} <= records(folder, "knn")[0].keys()
 
 
+def test_a_run_without_fast_paths_is_the_same(tmp_path, monkeypatch):
+    folders = [train(tmp_path / "fast", FT, "--epochs 1")]
+    for place in ("learning.pretraining.keep_freed_memory", "datasets.augment.separable", "memory.one_pass.score"):
+        monkeypatch.setattr(place, None)
+    monkeypatch.setattr(torch, "channels_last", None)
+    off = "--no_keep_memory --no_fast_images --no_one_pass --no_channels_last"
+    folders.append(train(tmp_path / "slow", FT, f"--epochs 1 {off}"))
+    fast, slow = ([line["loss"] for line in records(folder, "step")] for folder in folders)
+    assert slow == pytest.approx(fast, rel=1e-3) and len(fast) == 1
+
+
 def test_score_files_say_what_happened(tmp_path):
     folder = train(tmp_path, FT, "--epochs 2 --ft_begin_epoch 1")
     epochs = [dict(np.load(path)) for path in sorted((folder / "scores").iterdir())]
