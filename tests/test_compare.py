@@ -10,7 +10,7 @@ from tests.test_visualization import KNN, LINEAR, write_run
 def pair(tmp_path):
     knn = {"knn": {"backbone": {"top1": 60.26}, "head": {"top1": 50.0}, "k": 200}}
     return [
-        write_run(tmp_path / "moco", ft=False, results=knn, name="moco", seed=1),
+        write_run(tmp_path / "moco", ft=False, results=knn, name="moco", seed=1, lr_decay_epochs=[4]),
         write_run(tmp_path / "ft", results=LINEAR | KNN, name="ft", seed=1, lr_decay_epochs=[2, 3]),
     ]
 
@@ -27,6 +27,12 @@ def test_only_differing_options_and_measures_with_deltas(pair, capsys):
     assert measures["knn, backbone"] == ["61.26", "(+1)"] and measures["knn, head"] == ["50", "(+0)"]
     assert measures["linear, last"] == ["-", "56.2"] and "linear, best" in measures
     assert measures["knn while training, backbone, last"] == ["30", "(+0)"]
+
+
+def test_an_option_that_an_older_run_did_not_have_is_no_difference(pair, tmp_path, capsys):
+    newer = write_run(tmp_path / "newer", name="newer", seed=1, invented=True)
+    compare.main([str(folder) for folder in (*pair, newer)])
+    assert "invented" not in capsys.readouterr().out
 
 
 def test_columns_line_up(pair, capsys):

@@ -226,10 +226,11 @@ PLACE = ("name", "resume", "model_path", "tb_path")  # where a run lies, not wha
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The options in which runs differ, and their values in every run; None where a run does not tell."""
+    """The options in which the runs that know them differ, and their values in every run; None where one does not."""
     names = dict.fromkeys(name for run in runs for name in run.options if name not in PLACE)
-    values = {name: [run.options.get(name) for run in runs] for name in names}
-    return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
+    known = {name: [run.options[name] for run in runs if name in run.options] for name in names}
+    differ = [name for name, values in known.items() if any(value != values[0] for value in values)]
+    return {name: [run.options.get(name) for run in runs] for name in differ}
 
 
 def chosen(run: Run) -> dict[str, list[Any]]:
