@@ -155,11 +155,18 @@ def test_there_is_no_landscape_of_another_loss(tmp_path):
 
 def test_a_layer_without_a_gradient_at_first_has_empty_cells(tmp_path):
     folder = write_run(tmp_path / "swav")
-    log(folder, {"kind": "gradients", "step": 1, "norms": {"stem": 1.0}})
-    log(folder, {"kind": "gradients", "step": 2, "norms": {"stem": 10.0, "prototypes": 100.0}})
-    grid, steps, layers = distributions.layer_gradients(runs.read_runs([folder])[0])
-    np.testing.assert_array_equal(grid, [[0, 1], [np.nan, 2]])
-    assert steps == (1, 3) and layers == (0.5, 2.5) and svg.heat(grid, steps, layers)
+    trunk = {"encoder.backbones.0.layer1.0.bn1": 1.0, "encoder.backbones.0.layer1.0.conv1": 10.0}
+    log(folder, {"kind": "gradients", "step": 1, "norms": trunk})
+    log(folder, {"kind": "gradients", "step": 2, "norms": trunk | {"prototypes": 100.0}})
+    grid, steps, layers, parts = distributions.layer_gradients(runs.read_runs([folder])[0])
+    np.testing.assert_array_equal(grid, [[0, 0], [1, 1], [np.nan, 2]])
+    assert steps == (1, 3) and layers == (0.5, 3.5) and parts == {"layer1": 1.5, "prototypes": 3}
+    assert ">layer1<" in svg.heat(grid, steps, layers, parts) and ">layer1<" not in svg.heat(grid, steps, layers)
+
+
+def test_names_that_would_run_into_each_other_are_left_out():
+    drawn = svg.heat(np.zeros((100, 2)), (0, 1), (0, 100), {"conv1": 0.5, "bn1": 1.5, "layer1": 17})
+    assert ">conv1<" in drawn and ">layer1<" in drawn and ">bn1<" not in drawn
 
 
 def reference(folder, epochs=2, steps=3, batch=4):

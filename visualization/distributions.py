@@ -51,15 +51,26 @@ def gradient_landscape(run: Run, *, before: bool = False) -> Landscape | None:
     return np.divide(total, count, out=np.full(cells["bins"], np.nan), where=count > 0), ranges[1], tuple(ranges[0])
 
 
-def layer_gradients(run: Run) -> Landscape | None:
-    """log10 of the gradient norm by step and layer, counted from the input; None where none were logged."""
+def layer_gradients(run: Run) -> tuple[np.ndarray, tuple[float, float], tuple[float, float], dict[str, float]] | None:
+    """A landscape, log10 of the gradient norm by step and layer, counted from the input, and the middle row of each
+    part of the network; None where none were logged.
+    """
     records = [record for record in run.log if record.get("kind") == "gradients"]
     if not records:
         return None
     layers = dict.fromkeys(layer for record in records for layer in record["norms"])  # SwAV freezes one for a while
     norms = np.array([[record["norms"].get(layer, np.nan) for record in records] for layer in layers])
     steps = (records[0]["step"], records[-1]["step"] + 1)
-    return np.log10(np.maximum(norms, 1e-12)), steps, (0.5, len(norms) + 0.5)
+    rows: dict[str, list[int]] = {}
+    for row, layer in enumerate(layers, start=1):
+        rows.setdefault(_part(layer), []).append(row)
+    middles = {part: sum(found) / len(found) for part, found in rows.items()}
+    return np.log10(np.maximum(norms, 1e-12)), steps, (0.5, len(norms) + 0.5), middles
+
+
+def _part(layer: str) -> str:
+    """encoder.backbones.0.layer1.0.conv1 -> layer1."""
+    return next(name for name in layer.split(".") if not name.isdigit() and name not in ("encoder", "backbones"))
 
 
 def _spread(count: int) -> list[int]:

@@ -50,7 +50,10 @@ DEPTH = "The first run in front. Look for a shape that is unlike the others."
 DEPTH_FT = "After feature transformation in front, before it behind."
 RIDGES = "Time runs downwards, from step to step; each ridge is scaled to its own peak."
 LANDSCAPE = "Bright pairs move the encoder. Look whether brightness stays, or dies after the first epochs."
-LAYERS = "log10 of each layer's gradient norm. Upwards: from the input to the head. Dark rows have stopped learning."
+LAYERS = (
+    "log10 of each layer's gradient norm, upwards from the input to the head. Rows that turn dark have stopped "
+    "learning; those of batch norms, between the convolutions, are dark for having few weights."
+)
 VIEWS = "The image, then what training sees of it in its first epoch: a row must stay recognisable."
 NEIGHBOURS = "An image of the training set, then those most similar by the backbone, the nearest first."
 MAP = "The backbone's features on their two principal axes; a colour is a class. Islands are what k-NN finds."

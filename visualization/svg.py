@@ -71,8 +71,10 @@ def chart(lines: Sequence[Line], marks: Mapping[str, Iterable[float]] | None = N
     return _framed(x, y, "".join(verticals + paths), "chart")
 
 
-def heat(values: np.ndarray, x: Range, y: Range) -> str:
-    """(rows, columns) from the bottom up, nan left out, and what the colours mean."""
+def heat(values: np.ndarray, x: Range, y: Range, names: Mapping[str, float] | None = None) -> str:
+    """(rows, columns) from the bottom up, nan left out, and what the colours mean; names: places on the vertical axis,
+    instead of numbers.
+    """
     low, high = span([np.nanquantile(values, (0.02, 0.98))])  # a few cells do not take all the colours
     colors = matplotlib.colormaps["viridis"](np.clip((values - low) / (high - low), 0, 1))
     colors[..., 3] = np.isfinite(values)
@@ -80,7 +82,7 @@ def heat(values: np.ndarray, x: Range, y: Range) -> str:
     stretched = f'<image {box} preserveAspectRatio="none" href="{image(colors[::-1])}"/>'
     scale = image(np.tile(matplotlib.colormaps["viridis"](np.linspace(0, 1, 64)), (2, 1, 1)))
     key = f'<p class="scale">{number(low)} <img alt="" src="{scale}"> {number(high)}</p>'
-    return _framed(x, y, stretched, "heat") + key
+    return _framed(x, y, stretched, "heat", _apart(names, y) if names else None) + key
 
 
 def ridges(rows: Sequence[tuple[int, np.ndarray, Mapping[str, np.ndarray]]], x: Range) -> str:
@@ -157,10 +159,19 @@ def _x_axis(x: Range, bottom: float, right: float = RIGHT) -> str:
     return f'<path class="axis" d="M{LEFT} {bottom:.1f}H{right}"/>{"".join(labels)}'
 
 
-def _framed(x: Range, y: Range, content: str, kind: str) -> str:
+def _apart(names: Mapping[str, float], y: Range) -> list[tuple[float, str]]:
+    """As many of them as do not run into each other."""
+    room, kept = 9 * (y[1] - y[0]) / (BOTTOM - TOP), []
+    for name, place in names.items():
+        if all(abs(place - other) >= room for other, _ in kept):
+            kept.append((place, name))
+    return kept
+
+
+def _framed(x: Range, y: Range, content: str, kind: str, ticks: list[tuple[float, str]] | None = None) -> str:
     grid = "".join(
         f'<path class="grid" d="M{LEFT} {at}H{RIGHT}"/><text class="y" x="{LEFT - 4}" y="{at + 3.5:.1f}">{name}</text>'
-        for at, name in ((_at(value, y, BOTTOM, TOP), name) for value, name in _ticks(y))
+        for at, name in ((_at(value, y, BOTTOM, TOP), name) for value, name in ticks or _ticks(y))
     )
     scales = {"x": f"{x[0]:.9g} {x[1]:.9g}", "y": f"{y[0]:.9g} {y[1]:.9g}"}
     return _svg(grid + content + _x_axis(x, BOTTOM), kind, HEIGHT, scales)
