@@ -19,6 +19,10 @@ _SIXTEEN_BITS = 65535
 _JPEG = b"\xff\xd8\xff"
 
 
+class Unreadable(ValueError):
+    """An image that cannot be decoded, and nothing may stand in for it."""
+
+
 def read_image(path: str) -> Tensor:
     """Decode a file: turned as its EXIF data say, transparent parts over white, 16-bit grey scaled to 8 bits.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from datasets.decode import why
+from datasets.decode import Unreadable, why
 from datasets.keyed import generator, hash64, sample_keys
 from datasets.recipes import Recipe
 from datasets.sources import Source
@@ -267,7 +267,7 @@ class _Files:
             yield batch | self.views.of_crops(batch, keys, order, self.sampler.mine)
 
     def _decoded(self) -> Iterator[Batch]:
-        """Batches of the workers. ChildProcessError, between two steps, when one of them has been ended."""
+        """Batches of the workers. ChildProcessError when one of them has been ended, Unreadable for an image."""
         try:
             batches = iter(self.loader)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises anywhere; the loader looks itself
@@ -282,7 +282,7 @@ class _Files:
                 "smaller --num_workers."
             ) from error
         except ValueError as error:  # from a worker it comes wrapped in a traceback; the last line is what it said
-            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
+            raise Unreadable(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
 
 
 def _leave_signals(worker: int) -> None:

@@ -23,14 +23,22 @@ class BadImages:
         self.listed = 0
 
     def count(self, run: Run | SilentRun) -> dict[str, int]:
-        """What a record tells of them, once there are any. ValueError on every rank if they are more than 1 %."""
+        """What a record tells of them, once there are any."""
         self._gather(run)
-        if len(self.known) > max(SPARED, len(self.paths) // 100):
+        return {"bad_images": len(self.known)} if self.known else {}
+
+    @property
+    def too_many(self) -> bool:
+        """Whether they were more than 1 % when last counted: the same on every rank."""
+        return len(self.known) > max(SPARED, len(self.paths) // 100)
+
+    def check(self, run: Run | SilentRun) -> None:
+        """ValueError if they are too many."""
+        if self.too_many:
             raise ValueError(
                 f"{len(self.known)} of the {len(self.paths)} images could not be read, which is more than 1 %; they "
                 f"are listed in {run.folder / FILE}: repair them and go on, or remove them and start again."
             )
-        return {"bad_images": len(self.known)} if self.known else {}
 
     def _gather(self, run: Run | SilentRun) -> None:
         new = {path: why for path, why in self.found.items() if path not in self.known}
@@ -52,5 +60,6 @@ class BadImages:
         return dict(self.known)
 
     def load_state_dict(self, state: dict[str, str]) -> None:
-        """Those that have left the data since do not count."""
+        """Those that have left the data since do not count, nor do any if they were too many: they may be repaired."""
         self.known = {path: state[path] for path in self.paths if path in state}
+        self.known = {} if self.too_many else self.known

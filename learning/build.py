@@ -121,8 +121,8 @@ def _bn_splits(opt: ContrastOptions) -> tuple[int, str]:
 
 def _precision(device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
-        bf16 = torch.cuda.is_bf16_supported()
-        return ("bf16", "this GPU has it") if bf16 else ("fp16", "this GPU has no bf16")
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "this GPU has it") if bf16 else ("fp16", "this GPU has no bf16 of its own")
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, but nothing public tells
     bf16 = any(getattr(torch.cpu, test, bool)() for test in tests)
     return ("bf16", "this CPU multiplies it natively") if bf16 else ("off", "this CPU has no native bf16")

@@ -47,7 +47,7 @@ def evaluate(opt: LinearOptions, *, origins: dict[str, str], notes: list[str]) -
     opt, rules = build.settle(opt)
     images, network = subject.images(opt, trained), get_encoder(opt.seed)
     origins = origins | taken | rules
-    open_run = partial(open_folder, opt, found, state, _run_name(opt, network.layers[-1]))
+    open_run = partial(open_folder, opt, found, state["position"] if state else {}, _run_name(opt, network.layers[-1]))
     evaluation = Evaluation(opt, network, images, build.colours(trained, images[0]), open_run)
     run = evaluation.run
     run.write_json("options.json", base.to_json(opt, origins))

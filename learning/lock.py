@@ -12,11 +12,15 @@ _held: dict[Path, TextIO] = {}
 def hold(folder: Path) -> None:
     """Keep others from writing to `folder` until this process ends, however it ends, or holds another folder.
 
-    ValueError if another process holds it. A record lock (POSIX): forked loader workers do not inherit it.
+    ValueError if another process holds it or it is somebody else's. A record lock (POSIX): forked loader workers do
+    not inherit it.
     """
     if folder.resolve() in _held:  # opening and closing the file once more would let go
         return
-    file = (folder / "lock").open("a+")
+    try:
+        file = (folder / "lock").open("a+")
+    except PermissionError:
+        raise ValueError(f"{folder} is not yours to write to: begin a run of another --name or --model_path.") from None
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

@@ -71,12 +71,12 @@ def broadcast_object(value: Any) -> Any:
 
 
 def on_main(function: Callable[[], Any]) -> Any:
-    """What `function` returns on rank 0, on every rank; where it raises ValueError, every rank does."""
+    """What `function` returns on rank 0, on every rank; its ValueError or OSError is a ValueError on all."""
     answer = error = None
     if is_main():
         try:
             answer = function()
-        except ValueError as refused:
+        except (ValueError, OSError) as refused:
             error = str(refused)
     answer, error = broadcast_object((answer, error))
     if error is not None:

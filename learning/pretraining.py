@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from datasets.decode import Unreadable
 from datasets.sources import Source
 from learning import build, checkpoint, doctor, engine, launch, parallel, resume
 from learning.bad_images import BadImages
@@ -38,8 +39,10 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
         origins, notes = origins | adopted, [*notes, f"going on from {found.path}", *changes]
     data = build.source(opt, "train")
     opt, rules = build.resolve(opt, origins, n_data=len(data), trained_with=state)
-    open_run = partial(rehearse_folder if opt.dry_run else open_folder, opt, found, state, build.run_name(opt))
+    position, opened = state["position"] if state else {}, rehearse_folder if opt.dry_run else open_folder
+    open_run = partial(opened, opt, found, position, build.run_name(opt))
     training = Pretraining(opt, data, open_run, state)
+    del state  # as large as what it went into, on every process
     if opt.dry_run:
         training.rehearse(notes, origins | rules)
         return 0
@@ -123,7 +126,7 @@ class Pretraining:
             self._train(stop)
         except NotFinite as trouble:
             raise FloatingPointError(f"{trouble}{self._preserve(trouble)}") from None
-        except ChildProcessError:  # from the loader, so between two steps
+        except (ChildProcessError, Unreadable):  # from the loader, so between two steps
             if parallel.world_size() == 1:  # others are elsewhere and cannot help to save
                 self.save()
             raise
@@ -154,8 +157,10 @@ class Pretraining:
     def _between_steps(self, stop: Callable[[int], bool], step: int) -> bool:
         """Save where --save_every_steps says so; at the end of an epoch `train` will. Then what `stop` says."""
         self.step, every = step, self.opt.save_every_steps
-        if every and step % every == 0 and step % self.steps_per_epoch:
+        bad_images = self.progress.bad_images
+        if step % self.steps_per_epoch and (bad_images.too_many or every and step % every == 0):
             self.save()
+            bad_images.check(self.run)
         return stop(step)
 
     def _train_epoch(self, model: torch.nn.Module, epoch: int, stop: Callable[[int], bool]) -> None:
@@ -181,6 +186,7 @@ class Pretraining:
         self._consult(epoch)
         self.knn_due = bool(self.opt.knn_freq) and epoch % self.opt.knn_freq == 0
         self.save()
+        self.progress.bad_images.check(self.run)
         self._evaluate()
 
     def _consult(self, epoch: int) -> None:
@@ -257,12 +263,18 @@ class Pretraining:
         if not self.knn_due:
             return
         epoch = self.step // self.steps_per_epoch
-        with parallel.averaged_running_statistics(self.method):
-            results = build.knn_accuracy(self.opt, self.method.encoder, self.labelled, self.device, self.loader.bad)
-        values = {f"{feature}_{name}": value for feature, result in results.items() for name, value in result.items()}
-        self.run.record("knn", epoch=epoch, step=self.step, **values)
-        backbone, head = values["backbone_top1"], values["head_top1"]
-        self.run.log(f"epoch {epoch}  k-NN top-1: backbone {backbone:.2f} %, head output {head:.2f} %")
+        try:
+            with parallel.averaged_running_statistics(self.method):
+                results = build.knn_accuracy(self.opt, self.method.encoder, self.labelled, self.device, self.loader.bad)
+        except torch.OutOfMemoryError as error:
+            if parallel.world_size() > 1:  # where others wait for this process
+                raise ValueError(f"No memory for k-NN; go on with --resume {self.run.folder} --knn_freq 0") from error
+            self.run.log(f"epoch {epoch}  note: no memory for k-NN, which is left out; --knn_freq 0 leaves out all")
+        else:
+            values = {f"{part}_{name}": value for part, found in results.items() for name, value in found.items()}
+            self.run.record("knn", epoch=epoch, step=self.step, **values)
+            backbone, head = values["backbone_top1"], values["head_top1"]
+            self.run.log(f"epoch {epoch}  k-NN top-1: backbone {backbone:.2f} %, head output {head:.2f} %")
         self.knn_due = False
         self.save()
 
@@ -303,6 +315,7 @@ class Pretraining:
         self.progress.print_freq = 1
         self.advance(steps)
         self.progress.bar.close()
+        self.progress.bad_images.check(self.run)
         self.run.log("Dry run: everything works so far, and nothing was written. Leave out --dry_run to train.")
 
     def advance(self, steps: int) -> None:

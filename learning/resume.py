@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,6 +87,7 @@ def find(opt: Any) -> Found:
         return _take(Path(opt.resume), opt)
     places = Path(opt.model_path).glob("*/options.json")
     runs = [path.parent for path in places if opt.name in (None, path.parent.name) and _equal(path.parent, opt)]
+    runs = [run for run in runs if opt.name or os.access(run, os.W_OK)]  # those of others are not to be gone on with
     for run in runs:  # not only the newest: one that has no checkpoint yet may be running
         lock.hold(run)
     begun, damaged = filter(checkpoint.newest_first, runs), []

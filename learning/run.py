@@ -134,23 +134,23 @@ class SilentRun:
         return {}
 
 
-def open_folder(opt: Any, found: Found, state: dict[str, Any] | None, stem: str, size: int) -> Run | SilentRun:
-    """The folder of the run that is gone on with, whose checkpoint `found` holds `state`; else a fresh one.
+def open_folder(opt: Any, found: Found, position: dict[str, Any], stem: str, size: int) -> Run | SilentRun:
+    """The folder of the run that is gone on with, whose checkpoint `found` was written at `position`; else a fresh one.
 
     Going on from an older checkpoint, or under another --name, leaves the old run as it is. ValueError where nothing
     can be written or checkpoints of `size` bytes have no room.
     """
-    folder, position = plan_folder(opt, found, stem, size), {"step": 0, "log_bytes": 0, "events": {}}
+    folder, start = plan_folder(opt, found, stem, size), {"step": 0, "log_bytes": 0, "events": {}}
     if found.in_place:
-        position |= state["position"]
+        start |= position
     else:
         folder = parallel.on_main(lambda: _make_folder(opt, stem))
     if not parallel.is_main():
         return SilentRun(folder)
-    return Run(folder, Path(opt.tb_path) / folder.name, keep=opt.keep, save_freq=opt.save_freq, position=position)
+    return Run(folder, Path(opt.tb_path) / folder.name, keep=opt.keep, save_freq=opt.save_freq, position=start)
 
 
-def rehearse_folder(opt: Any, found: Found, state: dict[str, Any] | None, stem: str, size: int) -> SilentRun:
+def rehearse_folder(opt: Any, found: Found, position: dict[str, Any], stem: str, size: int) -> SilentRun:
     """For a dry run: what `open_folder` would open, checked as there, but not made. Rank 0 prints."""
     folder = plan_folder(opt, found, stem, size)
     return SilentRun(folder, tqdm.write) if parallel.is_main() else SilentRun(folder)

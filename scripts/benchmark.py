@@ -313,13 +313,15 @@ def _views(workload: Workload, setting: Setting) -> Iterator[str]:
     loader = build.train_loader(opt, images, setting.device)
     by_pillow = replace(images, read=decode.read_by_pillow)
     slow = build.train_loader(replace(opt, fast_images=False), by_pillow, setting.device)
-    recipe, kind, sides = Apart(_published_views, images, opt), f"in memory, {opt.input_res} px", {}
+    published = cache(partial(Apart, _published_views, images, opt))  # by device
+    kind, sides = f"in memory, {opt.input_res} px", {}
     if not images.in_memory:
         kind, samples = f"JPEG files, {opt.input_res} px", [(number, number) for number in range(count)]
         crops = partial(loader.feed.loader.dataset.__getitems__, samples)
         reading = Apart(_published_reading, images)
         sides["decoding", 0] = reading, partial(each, decode.read_image, images.images)
-        sides["all that a loader process does", 5] = recipe, crops
+        sides["all that a loader process does", 5] = published(torch.device("cpu")), crops
+    recipe = published(setting.device)
     sides["from image to views on the device", 0] = recipe, partial(each, len, loader)
     sides["the same with --no_fast_images", 0] = recipe, partial(each, len, slow)
     for (what, goal), (reference, here) in sides.items():
@@ -328,9 +330,12 @@ def _views(workload: Workload, setting: Setting) -> Iterator[str]:
         yield faster(f"{kind}: {what}", times, images=count, goal=goal)
 
 
-def _published_views(images: sources.Source, opt: contrast.ContrastOptions) -> Callable[[], object]:
+def _published_views(
+    images: sources.Source, opt: contrast.ContrastOptions, device: torch.device
+) -> Callable[[], object]:
     torch.set_num_threads(1)
-    return partial(PublishedViews(images, opt), [*range(len(images))])
+    views, index = PublishedViews(images, opt), [*range(len(images))]
+    return lambda: [view.to(device) for view in views(index)]
 
 
 def _published_reading(images: sources.Source) -> Callable[[], object]:
@@ -399,7 +404,10 @@ class Published:
 
 
 class Apart:
-    """Something made and called in a process of its own, which the settings of this one's memory do not reach."""
+    """Something made and called in a process of its own, which the settings of this one's memory do not reach.
+
+    ValueError where that fails.
+    """
 
     def __init__(self, make: Callable[..., Callable[[], object]], *args: object):
         context = torch.multiprocessing.get_context("spawn")
@@ -408,16 +416,22 @@ class Apart:
         theirs.close()
 
     def __call__(self) -> None:
-        self.line.send("go")
-        self.line.recv()
+        with suppress(BrokenPipeError):  # what went wrong is still to be read
+            self.line.send("go")
+        if error := self.line.recv():
+            raise ValueError(f"the reference failed: {error}")
 
 
 def _serve(line: Connection, make: Callable[..., Callable[[], object]], args: tuple) -> None:
-    made = make(*args)
-    with suppress(EOFError):  # the other end is gone: enough
+    try:
+        made = make(*args)
         while line.recv():
             made()
-            line.send("done")
+            line.send("")
+    except EOFError:  # the other end is gone: enough
+        pass
+    except Exception as error:
+        line.send(repr(error))
 
 
 @cache

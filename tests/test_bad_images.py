@@ -13,7 +13,7 @@ import main_contrast
 from datasets.colours import colours
 from datasets.decode import read_image
 from datasets.keyed import sample_keys
-from datasets.loader import EvalLoader, TrainLoader
+from datasets.loader import EvalLoader, KeyedSampler, TrainLoader
 from datasets.recipes import evaluation, training
 from datasets.sources import open_source
 from learning import checkpoint
@@ -176,14 +176,20 @@ def test_list_notes_and_limit(tmp_path, capsys):
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
     assert [line.split()[1] for line in said] == ["1.png", "2.png", "3.png", "further"] and str(listing) in said[-1]
     assert images.count(run) == {"bad_images": 5}
-    found["6.png"] = "torn"
-    with pytest.raises(ValueError, match=r"6 of the 500 images could not be read, .* 1 %; .*bad_images.txt: repair"):
-        images.count(run)
+    images.check(run)
+    found |= {"6.png": "torn", "7.png": "torn"}
+    assert images.count(run) == {"bad_images": 7}
+    with pytest.raises(ValueError, match=r"7 of the 500 images could not be read, .* 1 %; .*bad_images.txt: repair"):
+        images.check(run)
+    images.load_state_dict(images.state_dict(run))
+    assert images.count(run) == {}, "they may have been repaired"
     few = BadImages({"1.png": "torn", "2.png": "torn"}, paths[:9])
     few.count(run)
+    few.check(run)
     few.found["3.png"] = "torn"
+    few.count(run)
     with pytest.raises(ValueError, match="3 of the 9 images"):
-        few.count(run)
+        few.check(run)
 
 
 def test_what_a_checkpoint_knows(tmp_path):
@@ -274,6 +280,33 @@ def test_too_many_end_the_run_on_all_ranks(tmp_path, monkeypatch, capfd, more):
     ) in said.err
     assert [line.split("\t")[0] for line in listing.read_text().splitlines()] == [paths[i] for i in (3, 8, 9, 10, 24)]
     assert said.out.count("another one takes its place") == 3 and said.out.count("further images") == 1
+    assert checkpoint.load(tmp_path / "run" / "current.pth")["position"]["step"] == 4
+
+
+def test_what_was_trained_before_there_were_too_many_is_kept(tmp_path, monkeypatch):
+    paths = write_images(tmp_path / "images", range(32))
+    for number in range(3, 8):
+        spoil(paths[number], "text")
+    with pytest.raises(SystemExit, match="1"):
+        contrast(monkeypatch, flags(tmp_path, "--epochs 3 --print_freq 3"))
+    assert checkpoint.load(tmp_path / "run" / "current.pth")["position"]["step"] == 3
+    write_images(tmp_path / "images", range(32))
+    contrast(monkeypatch, flags(tmp_path, "--epochs 3 --print_freq 3 --resume auto"))
+    assert checkpoint.load(tmp_path / "run" / "current.pth")["position"]["step"] == 12
+
+
+@pytest.mark.parametrize("more", ["--num_workers 0", "--num_workers 1"])
+def test_what_was_trained_before_the_loader_gives_up_is_kept(tmp_path, monkeypatch, more):
+    paths = write_images(tmp_path / "images", range(32))
+    order = KeyedSampler(32, batch_size=8, rank=0, world_size=1, seed=3).order()
+    spoil(paths[order[20]], "text")  # of the third batch
+    line = flags(tmp_path, f"--epochs 1 --seed 3 --on_bad_image stop {more}")
+    with pytest.raises(SystemExit, match="1"):
+        contrast(monkeypatch, line)
+    assert checkpoint.load(tmp_path / "run" / "current.pth")["position"]["step"] == 2
+    write_images(tmp_path / "images", range(32))
+    contrast(monkeypatch, f"{line} --resume auto")
+    assert checkpoint.load(tmp_path / "run" / "current.pth")["position"]["step"] == 4
 
 
 def test_stop_ends_at_the_first_one(tmp_path, monkeypatch, capsys):

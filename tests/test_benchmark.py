@@ -45,6 +45,20 @@ def test_the_published_recipe_transforms_as_the_program_does(pairs, level):
     torch.testing.assert_close(loss, (scores.logsumexp(1) - scores[:, 0]).mean().detach())
 
 
+def _unmade():
+    raise RuntimeError("no such thing")
+
+
+def _failing():
+    return _unmade
+
+
+@pytest.mark.parametrize("make", [_unmade, _failing])
+def test_a_reference_that_fails_apart_is_one_sentence(make):
+    with pytest.raises(ValueError, match="the reference failed: .*no such thing"):
+        benchmark.Apart(make)()
+
+
 @pytest.mark.parametrize("name, count", [("head", 11), ("statistics", 4), ("data", 6), ("training", 2)])
 def test_rows(name, count, capsys):
     assert benchmark.main([name, *TINY]) == 0

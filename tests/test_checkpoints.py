@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from datasets.sources import Source
-from learning import build, checkpoint, lock, parallel
+from learning import build, checkpoint, lock, parallel, resume
 from learning.meters import Meters
 from learning.run import Run
+from options import contrast
 from tests.test_training import FT, assert_same_run, equal, few_pictures, pretrain_line, records, train  # noqa: F401
 
 FLAGS = f"{FT} --epochs 3 --cosine --print_freq 1"
@@ -232,6 +233,20 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_taken(whole, tmp_
     assert f"note: damaged in {run}: current.pth, step_00000006.pth; taking the newest sound checkpoint, " in said
     assert (run / "step_00000006.dropped").exists()
     assert_nothing_lost(whole, resumed)
+
+
+def test_auto_passes_by_the_runs_of_others(tmp_path, monkeypatch):
+    """Root may write everywhere, so who may not is only played."""
+    run, options = train(tmp_path, FLAGS, "--stop_epoch 1"), [None]
+    monkeypatch.setattr(resume, "_take", lambda path, opt: options.append(path))
+    monkeypatch.setattr("os.access", lambda path, how: path != run)
+    opt, _, _ = contrast.parse(f"{FLAGS} --resume auto --model_path {tmp_path}".split())
+    monkeypatch.setattr(resume, "_equal", lambda folder, opt: True)
+    assert resume.find(opt).path is None and options == [None]
+    monkeypatch.setattr(lock, "_held", {})
+    monkeypatch.setattr(Path, "open", lambda *arguments: (_ for _ in ()).throw(PermissionError()))
+    with pytest.raises(ValueError, match="is not yours to write to: begin a run of another --name"):
+        lock.hold(run)
 
 
 def test_a_run_with_nothing_but_damaged_checkpoints(tmp_path, capsys):

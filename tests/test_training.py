@@ -134,6 +134,23 @@ def test_a_run_without_fast_paths_is_the_same(tmp_path, monkeypatch):
     assert slow == pytest.approx(fast, rel=1e-3) and len(fast) == 1
 
 
+@pytest.mark.parametrize("native, chosen", [(True, "bf16"), (False, "fp16")])
+def test_a_gpu_that_only_emulates_bf16_computes_in_fp16(monkeypatch, native, chosen):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    assert build._precision(torch.device("cuda"))[0] == chosen
+
+
+def test_no_memory_for_knn_ends_no_training(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(build, "knn_accuracy", full)
+    folder = train(tmp_path, "--epochs 2 --knn_freq 1")
+    assert (folder / "log.txt").read_text().count("no memory for k-NN, which is left out") == 2
+    position = checkpoint.load(folder / "current.pth")["position"]
+    assert position["step"] == 6 and not position["knn_due"] and not records(folder, "knn")
+
+
 def test_score_files_say_what_happened(tmp_path):
     folder = train(tmp_path, FT, "--epochs 2 --ft_begin_epoch 1")
     epochs = [dict(np.load(path)) for path in sorted((folder / "scores").iterdir())]
@@ -286,6 +303,26 @@ def test_no_host_reads_between_log_lines(method, amp, granularity):
     assert not elsewhere, elsewhere
 
 
+class Waits(TorchDispatchMode):
+    """Notes copies from the host to the meta device for which the host would wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        out, keywords = function(*arguments, **keywords or {}), keywords or {}
+        if (
+            "copy" in str(function)
+            and isinstance(out, torch.Tensor)
+            and out.is_meta
+            and not all(x.is_meta for x in arguments if isinstance(x, torch.Tensor))
+        ):
+            waits = not (keywords.get("non_blocking") or arguments[-1] is True)
+            self.seen += traceback.extract_stack(limit=8) if waits else []
+        return out
+
+
 EVERY_METHOD = ("MoCov2", "InsDis", "PIRL", "CMC", "CMCv2", "InfoMin", "SimCLR", "SimSiam", "BYOL", "SwAV")
 
 
@@ -313,8 +350,11 @@ def test_a_step_asks_nothing_of_its_device(flags, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **keywords: nullcontext())
     monkeypatch.setattr(torch, "_fused_sgd_", lambda *arguments, **keywords: None)
     training = objects(flags, "--print_freq 1000 --save_score")
-    training.advance(2)
-    assert training.step == 2 and {x.device for x in training.method.state_dict().values()} == {meta}
+    training.advance(1)  # which sets up a table or two
+    with Waits() as waits:
+        training.advance(2)
+    assert not waits.seen
+    assert training.step == 3 and {x.device for x in training.method.state_dict().values()} == {meta}
 
 
 @pytest.mark.parametrize("method", ["MoCo", "MoCov2", "MoCoMLP", "MoCo_wo_norm", "MoCov2_tau0.1", "Customize"])

@@ -47,7 +47,7 @@ class Cached:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for index, _, _ in self.sampler.batches():
-            index = index[self.sampler.mine].to(self.features.device)
+            index = index[self.sampler.mine].to(self.features.device, non_blocking=True)
             yield self.features[index], self.labels[index]
 
 
