@@ -54,8 +54,8 @@ class InfoNCE(Objective):
         else:
             positive, negative = task.scores()
             scored = Scored.of(negative, self.temperature, task.valid)
-        rows = F.softplus(scored.log_sum_exp - positive / self.temperature)  # which is -log softmax
-        return Losses(rows, positive, scored)
+        rows = scored.log_sum_exp - positive / self.temperature
+        return Losses(rows if task.apart else F.softplus(rows), positive, scored)  # softplus: -log softmax
 
     def gradients(self, rows: Tensor) -> dict[str, Tensor]:
         """By the positive score: (1 - p) / T where p = exp(-loss) is the positive's share of the softmax."""

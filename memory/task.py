@@ -73,7 +73,8 @@ class Task:
 
     `weight` multiplies the mean loss, or as (N,) each row's share in it. `branch` sets auxiliary tasks apart
     ("jigsaw"): their statistics bear its name; those of a task that is not `shown` are left out. `keys`
-    (N,) int64 is what the rows' random numbers hang on where rows are not the samples of the batch.
+    (N,) int64 is what the rows' random numbers hang on where rows are not the samples of the batch. A positive that is
+    `apart` is compared with the negatives and not one among them: the mean of several that are.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Task:
     branch: str = ""
     shown: bool = True
     keys: Tensor | None = None
+    apart: bool = False
 
     def scores(self) -> tuple[Tensor, Tensor]:
         """Positive scores (N,) and negative scores (N, K), both before the temperature; K may be 0."""

@@ -14,7 +14,7 @@ from learning.losses import NCE, Cosine, InfoNCE
 from learning.methods.base import Contrast, Rewriting
 from learning.methods.byol import BYOL
 from learning.methods.simsiam import SimSiam
-from learning.methods.supcon import pairs
+from learning.methods.supcon import tasks as supcon_tasks
 from learning.methods.swav import SwAV, sinkhorn
 from memory.feature_transform import Coefficient, NegativeTransform, PositiveTransform
 from memory.stores import Bank, Queue
@@ -65,14 +65,18 @@ def info_nce(query, positive, negatives, temperature):
 # SupCon
 
 
-def supcon(one, other, temperature, rewriting=None, classes=CLASSES):
-    tasks = pairs(one, other, classes, DRAWS)
-    return Contrast(InfoNCE(temperature), rewriting)(tasks, DRAWS)
+def supcon(one, other, temperature, rewriting=None, classes=CLASSES, every_pair=True):
+    found = supcon_tasks(one, other, classes, DRAWS, every_pair=every_pair)
+    return Contrast(InfoNCE(temperature), rewriting)(found, DRAWS)
 
 
+EITHER_WAY = pytest.mark.parametrize("every_pair", [True, False])
+
+
+@EITHER_WAY
 @pytest.mark.parametrize("temperature, mean", [(0.07, 2.4074655736), (0.1, 1.7031475406)])
-def test_supcon_golden(temperature, mean):
-    out = supcon(golden(4, 8, 1), golden(4, 8, 1.3), temperature)
+def test_supcon_golden(temperature, mean, every_pair):
+    out = supcon(golden(4, 8, 1), golden(4, 8, 1.3), temperature, every_pair=every_pair)
     assert out.loss.item() == pytest.approx(mean, abs=1e-9)
     assert out.scores.shape == (4, 6)
     torch.testing.assert_close(
@@ -80,14 +84,16 @@ def test_supcon_golden(temperature, mean):
     )
 
 
-def test_supcon_without_equal_labels_is_nt_xent():
-    out = supcon(golden(4, 8, 1), golden(4, 8, 1.3), 0.1, classes=torch.tensor([4, 2, 3, 1]))
+@EITHER_WAY
+def test_supcon_without_equal_labels_is_nt_xent(every_pair):
+    out = supcon(golden(4, 8, 1), golden(4, 8, 1.3), 0.1, classes=torch.tensor([4, 2, 3, 1]), every_pair=every_pair)
     assert out.loss.item() == pytest.approx(0.0228005060, abs=1e-9)
 
 
-def test_supcon_has_the_gradient_of_its_formula():
+@EITHER_WAY
+def test_supcon_has_the_gradient_of_its_formula(every_pair):
     one, other = golden(4, 8, 1).requires_grad_(), golden(4, 8, 1.3).requires_grad_()
-    supcon(one, other, 0.3).loss.backward()
+    supcon(one, other, 0.3, every_pair=every_pair).loss.backward()
     z, label = torch.cat([one, other]).detach().requires_grad_(), CLASSES.repeat(2)
     log = (z @ z.T / 0.3).fill_diagonal_(-math.inf).log_softmax(1)
     alike = (label[:, None] == label) & ~torch.eye(8, dtype=torch.bool)
@@ -122,7 +128,7 @@ def test_supcon_under_ft_against_a_loop_over_pairs(append):
 
 def test_supcon_draws_for_a_pair_whatever_the_batch():
     def keys(one, other, draws):
-        tasks = pairs(one, other, torch.zeros(len(one)), draws)
+        tasks = supcon_tasks(one, other, torch.zeros(len(one)), draws, every_pair=True)
         rows = (row for task in tasks for row in zip(task.query.tolist(), task.positive.tolist(), task.keys.tolist()))
         return {(*query, *positive): key for query, positive, key in rows}
 
@@ -130,7 +136,7 @@ def test_supcon_draws_for_a_pair_whatever_the_batch():
     whole, part = keys(one, other, DRAWS), keys(one[2:], other[2:], Draws(3, 9, DRAWS.keys[2:]))
     assert len(set(whole.values())) == len(whole) == 8 * 7
     assert len(part) == 4 * 3 and part.items() <= whole.items()
-    rows = pairs(one, other, torch.zeros(4), DRAWS)[1]
+    rows = supcon_tasks(one, other, torch.zeros(4), DRAWS, every_pair=True)[1]
     lam = Coefficient(2.0, "sample").keyed(rows, DRAWS, "x")
     assert lam.shape == (8 * 7 - 4, 1) and len(lam.unique()) > 40
 

@@ -323,7 +323,7 @@ class Waits(TorchDispatchMode):
         return out
 
 
-EVERY_METHOD = ("MoCov2", "InsDis", "PIRL", "CMC", "CMCv2", "InfoMin", "SimCLR", "SimSiam", "BYOL", "SwAV")
+EVERY_METHOD = ("MoCov2", "InsDis", "PIRL", "CMC", "CMCv2", "InfoMin", "SimCLR", "SupCon", "SimSiam", "BYOL", "SwAV")
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ EVERY_METHOD = ("MoCov2", "InsDis", "PIRL", "CMC", "CMCv2", "InfoMin", "SimCLR",
     ],
 )
 def test_a_step_asks_nothing_of_its_device(flags, monkeypatch):
-    """On the meta device, which has shapes and no values; SupCon has to ask, for its shapes hang on the labels.
+    """On the meta device, which has shapes and no values; SupCon under FT has to ask: its shapes hang on the labels.
 
     It has no random numbers of its own, no autocast and no fused optimizer either: none of those asks.
     """

@@ -13,9 +13,10 @@ from memory.task import Negatives, Task
 class SupCon(Method):
     """Views "query" and "key", (N, 3, H, W) each, and "label" (N,). One encoder, gradients through all embeddings.
 
-    Each of the 2B embeddings of the global batch of B has all others of its class as positives. Every pair of the two
-    is a row of its own, whose loss is over all embeddings but the anchor (L_out, equation 2); an anchor is the mean of
-    its rows, the loss the mean of the anchors. Without equal labels this is SimCLR.
+    Each of the 2B embeddings of the global batch of B has all others of its class as positives; the loss of a pair is
+    over all embeddings but the anchor (L_out, equation 2), an anchor's the mean over its pairs, the batch's that over
+    the anchors. Without equal labels this is SimCLR. Feature transformation moves either side of a pair, so under it
+    every pair is a row of its own; else one row an anchor says the same, in 2B x 2B scores.
     """
 
     def __init__(self, encoder: nn.Module, *, contrast: Contrast, seed: int):
@@ -26,14 +27,17 @@ class SupCon(Method):
     def forward(self, batch: Batch) -> StepOutput:
         draws = Draws(self.seed, batch["step"], batch["key_draw"])
         (one,), (other,) = self.encoder(batch["query"]), self.encoder(batch["key"])
-        return self.contrast(pairs(one, other, batch["label"], draws), draws)
+        with torch.autocast(one.device.type, enabled=False):
+            found = tasks(one, other, batch["label"], draws, every_pair=bool(self.contrast.rewriting.transforms))
+        return self.contrast(found, draws)
 
 
-def pairs(one: Tensor, other: Tensor, label: Tensor, draws: Draws) -> list[Task]:
-    """Tasks of two views (N, D) of images with `label` (N,): the two views of each image first, then all other pairs.
+def tasks(one: Tensor, other: Tensor, label: Tensor, draws: Draws, *, every_pair: bool) -> list[Task]:
+    """Of two views (N, D) of images with `label` (N,): "image", a row for each image, and "class", all other pairs.
 
-    How many there are depends on the labels, which a GPU has to be asked for; statistics are of the former alone. In
-    each row the other images of the class count, but are not to be mixed.
+    Statistics are of the former alone. With `every_pair` the latter is a row for each, whose number hangs on the
+    labels, so that a GPU has to be asked for it; without it a row for each embedding, with the mean of its positives.
+    In each row the other images of the class count, but are not to be mixed.
     """
     features = parallel.gather_with_gradient(torch.stack([one, other], 1)).flatten(0, 1)
     labels = parallel.gather(label).repeat_interleave(2)
@@ -41,11 +45,9 @@ def pairs(one: Tensor, other: Tensor, label: Tensor, draws: Draws) -> list[Task]
     mine = parallel.own_rows(place)
     keys = hash64(parallel.gather(draws.keys).repeat_interleave(2), place % 2)  # of every embedding
     alike = (labels[mine, None] == labels) & (mine[:, None] != place)
-    share = 1 / alike.sum(1)  # of a row in its anchor
-    views = (mine[:, None] % 2 == 0) & (place == mine[:, None] + 1)
+    share = 1 / alike.sum(1).to(features.dtype)  # of a pair in its anchor
 
-    def task(name: str, chosen: Tensor) -> Task:
-        row, positive = chosen.nonzero(as_tuple=True)
+    def pairs(name: str, row: Tensor, positive: Tensor) -> Task:
         counts = (place != mine[row, None]) & (place != positive[:, None])
         negatives = Negatives(features, valid=counts, unmixed=counts & alike[row])
         weight = share[row] * (len(row) / len(mine))
@@ -53,4 +55,12 @@ def pairs(one: Tensor, other: Tensor, label: Tensor, draws: Draws) -> list[Task]
         anchors, shown = features[mine[row]], name == "image"
         return Task(name, anchors, features[positive], (negatives,), weight, keys=drawn, shown=shown)
 
-    return [task("image", views), task("class", alike & ~views)]
+    first = torch.arange(0, len(mine), 2, device=label.device)
+    image = pairs("image", first, mine[first] + 1)
+    others = alike & ((mine[:, None] % 2 == 1) | (place != mine[:, None] + 1))
+    if every_pair:
+        return [image, pairs("class", *others.nonzero(as_tuple=True))]
+    count = others.sum(1)
+    mean = others.to(features.dtype) @ features / count.clamp(min=1).unsqueeze(1)
+    everything = Negatives(features, valid=place != mine[:, None])
+    return [image, Task("class", features[mine], mean, (everything,), share * count, shown=False, apart=True)]
