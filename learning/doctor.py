@@ -185,7 +185,7 @@ def at_start(case: Case) -> Iterator[Finding]:
     if opt.method == "SwAV" and opt.queue_size and opt.queue_epoch >= opt.epochs:
         evidence = f"the queue is never filled: --queue_epoch {opt.queue_epoch}, {epochs}"
         yield Finding("idle queue", evidence, "lower --queue_epoch")
-    if opt.warmup_epochs >= opt.epochs:
+    if opt.warmup_epochs >= opt.epochs > 1:
         evidence = f"the full rate is never reached: --warmup_epochs {opt.warmup_epochs}, {epochs}"
         yield Finding("long warm-up", evidence, "lower --warmup_epochs")
     # On ImageNet-100 FT from the start was published as the best; on 2,500 to 5,000 images it led to one point.

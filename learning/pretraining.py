@@ -40,6 +40,9 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
     data = build.source(opt, "train")
     opt, rules = build.resolve(opt, origins, n_data=len(data), trained_with=state)
     position, opened = state["position"] if state else {}, rehearse_folder if opt.dry_run else open_folder
+    if not opt.dry_run and (sentence := _nothing_to_do(opt, position)):
+        parallel.on_main(lambda: print(f"{sentence} Everything is in {found.path.parent}."))
+        return 0
     open_run = partial(opened, opt, found, position, build.run_name(opt))
     training = Pretraining(opt, data, open_run, state)
     del state  # as large as what it went into, on every process
@@ -47,16 +50,32 @@ def pretrain(opt: ContrastOptions, *, origins: dict[str, str], notes: list[str])
         training.rehearse(notes, origins | rules)
         return 0
     run = training.run
-    run.write_json("options.json", base.to_json(opt, origins | rules))
-    if not (run.folder / "environment.json").exists():  # a resumed run keeps that of its beginning
-        run.write_json("environment.json", environment())
-    for line in training.describe(notes, rules):
-        run.log(line)
-    run.log(f"run folder {run.folder}")
+    _introduce(run, base.to_json(opt, origins | rules), training.describe(notes, rules))
     with Interrupt() as interrupt:
         training.train(stop=interrupt)
     run.log(f"{training.ending()}\nEverything of this run is in {run.folder}.")
     return interrupt.status if training.stopped else 0
+
+
+def _nothing_to_do(opt: ContrastOptions, position: dict[str, Any]) -> str | None:
+    """What to say of a checkpoint from which there is nothing to go on with."""
+    last = min(opt.stop_epoch or opt.epochs, opt.epochs)
+    trained = position["step"] // position["steps_per_epoch"] if position else -1
+    if trained < last or position.get("knn_due") and opt.knn_freq:
+        return None
+    if trained == opt.epochs:
+        return f"Already complete: {trained} of {trained} epochs. A larger --epochs trains on."
+    flag = "stop_epoch" if last < opt.epochs else "epochs"
+    return f"Nothing to do: {trained} epochs are trained, and --{flag} is {last}. A larger one trains on."
+
+
+def _introduce(run: Run | SilentRun, options: dict[str, Any], lines: Iterator[str]) -> None:
+    """What a run folder and its log begin with."""
+    run.write_json("options.json", options)
+    if not (run.folder / "environment.json").exists():  # a resumed run keeps that of its beginning
+        run.write_json("environment.json", environment())
+    for line in (*lines, f"run folder {run.folder}"):
+        run.log(line)
 
 
 class Pretraining:
@@ -345,7 +364,7 @@ class Pretraining:
     def ending(self) -> str:
         """What to say when `train` has returned."""
         epochs = self.opt.epochs
-        if self.step == epochs * self.steps_per_epoch:
+        if self.step >= epochs * self.steps_per_epoch:
             return "Done." if self.step > self.begun else f"Already complete: {epochs} of {epochs} epochs."
         dropped = {"--resume", "--stop_epoch", "--stop-epoch"}
         again = [part for part, before in zip(sys.argv, ["", *sys.argv]) if not dropped & {part, before}]

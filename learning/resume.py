@@ -41,6 +41,9 @@ HOUSEKEEPING = frozenset(
     }
     # fmt: on
 )
+# Those of a start, not of a run: what was typed then says nothing about now.
+MOMENTARY = HOUSEKEEPING - {"print_freq", "save_freq", "save_every_steps", "keep", "knn_freq", "grad_norms"}
+MOMENTARY = MOMENTARY - {"num_workers", "tb_path"}
 # Options a checkpoint's tensors depend on, those first that decide about others.
 SHAPE = (
     "method",
@@ -132,19 +135,21 @@ def adopt(opt: Options, origins: dict[str, str], stored: dict[str, Any]) -> tupl
     Whatever the user did not ask for is the checkpoint's. Tensors must fit, so a contradicting shape is refused;
     anything else may be changed on purpose and is noted.
     """
+    if "eval" in stored and not hasattr(opt, "eval"):
+        raise ValueError("The checkpoint is one of main_linear.py, which goes on with it: give that of a pre-training.")
     # What older checkpoints do not mention was so.
     stored = {"decay_all": stored.get("optimizer") != "lars", "sync_bn": False} | stored
     taken, notes, rank = {}, [], {name: place for place, name in enumerate(SHAPE)}
     for name, value in sorted(dataclasses.asdict(opt).items(), key=lambda item: rank.get(item[0], len(rank))):
         before = tuple(stored[name]) if isinstance(stored.get(name), list) else stored.get(name, value)
-        if name in HOUSEKEEPING or before == value:
+        if name in MOMENTARY or name not in stored:
             continue
-        if value in AUTOMATIC or not origins[name].startswith(TYPED):
+        if not origins[name].startswith(TYPED) or value in AUTOMATIC and before != value:
             taken[name] = before
-        elif name in SHAPE:
+        elif name in SHAPE and before != value:
             raise ValueError(
                 f"--{name} {value} contradicts the checkpoint, which has {before}; resume with its own options."
             )
-        else:
+        elif name not in HOUSEKEEPING and before != value:
             notes.append(f"Going on with --{name} {value}; the checkpoint was trained with {before}.")
     return dataclasses.replace(opt, **taken), dict.fromkeys(taken, "checkpoint"), notes

@@ -9,6 +9,7 @@ views.png, has the numbers in full. Views hang on seed, epoch and sample alone, 
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -117,6 +118,7 @@ def preview(options: argparse.Namespace, flags: list[str]) -> None:
     opt, rules = build.resolve(opt, origins, n_data=len(data))
     if not all(0 <= index < len(data) for index in options.indices or []):
         raise ValueError(f"--indices must lie between 0 and {len(data) - 1}, as there are {len(data)} images")
+    opt = dataclasses.replace(opt, batch_size=1, accumulate=1)  # views do not hang on them, but more needs more images
     loader = build.train_loader(opt, data, parallel.device(opt.device, opt.gpu))
     loader.set_epoch(options.epoch - 1)
     batch = loader.of(torch.tensor(options.indices or loader.sampler.order()[: options.samples].tolist()))

@@ -1,5 +1,7 @@
 """Two runs side by side in the terminal: what differs, what was measured, nothing else."""
 
+import json
+
 import pytest
 
 from scripts import compare
@@ -33,6 +35,23 @@ def test_an_option_that_an_older_run_did_not_have_is_no_difference(pair, tmp_pat
     newer = write_run(tmp_path / "newer", name="newer", seed=1, invented=True)
     compare.main([str(folder) for folder in (*pair, newer)])
     assert "invented" not in capsys.readouterr().out
+
+
+def test_of_several_evaluations_the_last_counts(tmp_path, capsys):
+    runs = [write_run(tmp_path / name, name=name) for name in "ab"]
+    for number in (2, 10, 9):
+        beside = tmp_path / f"a_knn-{number}"
+        beside.mkdir()
+        found = {"knn": {"backbone": {"top1": number}}, "ckpt": str(runs[0] / "current.pth"), "use_ema": False}
+        (beside / "results.json").write_text(json.dumps(found))
+    compare.main([*map(str, runs)])
+    assert rows(capsys.readouterr().out)["knn, backbone"] == ["10", "-"]
+
+
+def test_an_evaluation_is_no_run(pair, tmp_path, capsys):
+    probe = write_run(tmp_path / "probe", eval="linear")
+    assert compare.main([str(pair[0]), str(probe)]) == 2
+    assert "is an evaluation: name the run that it is of" in capsys.readouterr().err
 
 
 def test_columns_line_up(pair, capsys):

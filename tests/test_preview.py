@@ -136,6 +136,10 @@ def test_without_a_seed_it_says_which_one_and_shows_the_first_of_the_epoch(photo
     assert [x["index"] for x in told["samples"]] == next(iter(loader))["index"][:3].tolist()
 
 
+def test_a_preview_needs_no_whole_batch(photos, tmp_path):
+    assert preview_views.main([*photos, "--batch_size", "256", "-o", str(tmp_path / "v.png")]) == 0
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -143,7 +147,6 @@ def test_without_a_seed_it_says_which_one_and_shows_the_first_of_the_epoch(photo
         (["--indices", "2,x"], "2,x"),
         (["--samples", "0"], "1 or more"),
         (["-o", "views.doc"], "png"),
-        (["--batch_size", "99"], "--batch_size 99"),
         (["--epok", "3"], "--epochs"),
     ],
 )

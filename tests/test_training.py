@@ -224,7 +224,27 @@ def test_auto_resume_starts_anew_where_nothing_fits(tmp_path, capsys):
     pretrain_line(f"{line} --epochs 1 --lr 0.2 --resume auto")
     assert "starting anew" in capsys.readouterr().out
     pretrain_line(f"{line} --epochs 1 --resume auto")
+    assert f"Already complete: 1 of 1 epochs. A larger --epochs trains on. Everything is in {tmp_path / 'run'}." in (
+        capsys.readouterr().out
+    )
+    pretrain_line(f"{line} --epochs 1 --print_freq 3 --resume auto --dry_run")
     assert f"going on from {tmp_path / 'run' / 'current.pth'}" in capsys.readouterr().out
+
+
+def test_a_complete_run_stays_as_it_is(tmp_path, capsys):
+    folder = train(tmp_path, "--epochs 2")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    for more, said in [
+        ("--seed 8", "Already complete: 2 of 2 epochs"),
+        ("--epochs 1", "Nothing to do: 2 epochs are trained, and --epochs is 1. A larger one trains on"),
+        ("--epochs 9 --stop_epoch 2", "Nothing to do: 2 epochs are trained, and --stop_epoch is 2"),
+        ("--name other", "Already complete"),
+    ]:
+        name = more if "--name" in more else ""
+        pretrain_line(f"{SMALL} --input_res 8 --device cpu --resume {folder} --model_path {tmp_path} {more} {name}")
+        assert said in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_trained_run_is_never_overwritten(tmp_path):
@@ -442,10 +462,26 @@ def test_resume_adopts_what_was_chosen_automatically():
     adopted, sources, notes = resume.adopt(options, origins, stored)
     assert {name: getattr(adopted, name) for name in chosen} == chosen
     assert adopted.ft_pos == "extrapolate"  # not typed, so the checkpoint's
-    assert sources == dict.fromkeys([*chosen, "ft_pos"], "checkpoint")
+    assert sources.items() >= dict.fromkeys([*chosen, "ft_pos", "temperature"], "checkpoint").items()
+    assert not {"dataset", "data_folder", "learning_rate", "epochs", "nprocs", "resume"} & sources.keys()
     assert adopted.learning_rate == 0.5 and notes == [
         "Going on with --learning_rate 0.5; the checkpoint was trained with 0.1."
     ]
+
+
+def test_resume_keeps_the_habits_of_a_run_but_not_those_of_its_start():
+    habits = {"knn_freq": 3, "grad_norms": 7, "save_every_steps": 5, "keep": 4, "num_workers": 9, "tb_path": "there"}
+    stored = dataclasses.asdict(contrast.ContrastOptions()) | habits | {"nprocs": 4, "stop_epoch": 1, "name": "old"}
+    options, origins, _ = contrast.parse(["--keep", "1"])
+    adopted, _, notes = resume.adopt(options, origins, stored)
+    assert {name: getattr(adopted, name) for name in habits} == habits | {"keep": 1} and not notes
+    assert (adopted.nprocs, adopted.stop_epoch, adopted.name) == (None, 0, None)
+
+
+def test_a_linear_probe_is_no_run_to_go_on_with():
+    options, origins, _ = contrast.parse([])
+    with pytest.raises(ValueError, match="is one of main_linear.py, which goes on with it"):
+        resume.adopt(options, origins, {"eval": "linear", "method": None})
 
 
 @pytest.mark.parametrize("n, size", [(5000, 2048), (126_689, 32768), (1_281_167, 65536), (3, 4)])

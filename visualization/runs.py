@@ -149,6 +149,8 @@ def _read_run(folder: Path, label: str, log_only: bool) -> Run:
     columns = frozenset.intersection(*(names for _, names in contents)) if contents else frozenset()
     options, results = _read_json(folder / "options.json"), _results(folder)
     chosen, origins = options.get("values", {}), options.get("sources", {})
+    if "eval" in chosen:
+        raise ValueError(f"{folder} is an evaluation: name the run that it is of, and its results are shown, too")
     return Run(folder, label, _accuracy(results), chosen, origins, log, results, files, steps, columns)
 
 
@@ -207,10 +209,18 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _results(folder: Path) -> dict[str, Any]:
-    """What evaluations found out about this run's encoder. Each has a folder beside it, called RUN_linear-1, say."""
-    found = [_read_json(path) for path in sorted(folder.parent.glob(f"{glob.escape(folder.name)}_*/results.json"))]
+    """What evaluations found out about this run's encoder: of each kind the last, by the number of its folder, which
+    lies beside the run and is called RUN_linear-1, say.
+    """
+    paths = folder.parent.glob(f"{glob.escape(folder.name)}_*/results.json")
+    found = [_read_json(path) for path in sorted(paths, key=lambda path: _numbered(path.parent.name))]
     about_us = [r for r in found if not r["use_ema"] and Path(r["ckpt"] or "").parent.name == folder.name]
     return {name: value for results in about_us for name, value in results.items()}
+
+
+def _numbered(name: str) -> list[tuple[int, str]]:
+    """A key that sorts 2 before 10."""
+    return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _accuracy(results: dict[str, Any]) -> str:
