@@ -27,6 +27,8 @@ def color_jitter(
     for slot in order.unbind(1):
         for number, (adjust, factor) in enumerate(zip(OPERATIONS, factors)):
             rows = _rows(slot == number, images.device)
+            if not len(rows):
+                continue
             images.index_copy_(0, rows, adjust(images.index_select(0, rows), factor.index_select(0, rows)))
     return images
 
@@ -34,6 +36,8 @@ def color_jitter(
 def grayscale(images: Tensor, mask: Tensor) -> Tensor:
     """Replace the images chosen by mask (N,) bool on the CPU by their luma in all three channels. Works in place."""
     rows = _rows(mask, images.device)
+    if not len(rows):
+        return images
     return images.index_copy_(0, rows, luma(images.index_select(0, rows)).expand(-1, 3, -1, -1))
 
 
@@ -60,6 +64,8 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
 def solarize(images: Tensor, mask: Tensor) -> Tensor:
     """Invert what is .5 or brighter in the images chosen by mask (N,) bool on the CPU. Works in place."""
     rows = _rows(mask, images.device)
+    if not len(rows):
+        return images
     chosen = images.index_select(0, rows)
     return images.index_copy_(0, rows, torch.where(chosen < 0.5, chosen, 1 - chosen))
 

@@ -44,8 +44,14 @@ def report(folder: Path) -> Iterator[str]:
     yield from (f"  {line}" for line in doctor.symptoms(case))
     found = [*doctor.at_start(case), *doctor.from_log(case)]
     yield from (f"  doctor: {finding}" for finding in found)
-    if all(finding.well for finding in found):
-        yield f"  nothing wrong found{'' if case.settled else ' yet: most takes 3 epochs after warm-up to tell'}"
+    if not case.settled:
+        yield f"  {'nothing wrong found yet: ' * _well(found)}most takes 3 epochs after warm-up to tell"
+    elif _well(found):
+        yield "  nothing wrong found"
+
+
+def _well(found: list[doctor.Finding]) -> bool:
+    return all(finding.well for finding in found)
 
 
 def main(argv: list[str] | None = None) -> int:
