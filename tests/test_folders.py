@@ -1,12 +1,12 @@
 """Images as files: every layout, what is held out of it, and what is said about those that cannot work."""
 
 import os
-from types import SimpleNamespace
 
 import pytest
 
 from datasets.sources import open_source
 from learning import build
+from options import linear
 
 
 def save(root, *names):
@@ -247,8 +247,7 @@ def test_val_has_to_fit(tmp_path):
 
 
 def test_evaluations_need_labels(tmp_path):
-    opt = SimpleNamespace(dataset="folder", data_folder=str(save(tmp_path, "1.jpg")), imagenet100path=None,
-                          download=False, data_fraction=1.0, mean=None, std=None)  # fmt: skip
+    opt = linear.parse(["--data_folder", str(save(tmp_path, "1.jpg")), "--dataset", "folder"])[0]
     with pytest.raises(ValueError, match="has no labels, and an evaluation needs them; sort the images"):
         build.labelled_sources(opt, build.source(opt, "train"))
 

@@ -53,5 +53,12 @@ class Cached:
 
 def extract(forward: Forward, loader: EvalLoader) -> tuple[Tensor, Tensor]:
     """Features (N, d) and labels (N,) of all images in their order, complete on every rank, on the loader's device."""
-    features, labels = zip(*Live(forward, loader))
-    return parallel.gather_uneven(torch.cat(features)), parallel.gather_uneven(torch.cat(labels))
+    place = 0
+    for part in Live(forward, loader):
+        if not place:  # room for all at once: joining parts in the end would take twice as much
+            whole = [x.new_empty(len(loader.sampler.index), *x.shape[1:]) for x in part]
+        for kept, x in zip(whole, part):
+            kept[place : place + len(x)] = x
+        place += len(part[0])
+    features, labels = map(parallel.gather_uneven, whole)
+    return features, labels
