@@ -3,7 +3,6 @@
 import hashlib
 import pickle
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ import torchvision
 from datasets.sources import CIFAR, CIFAR100, IMAGENET, open_source
 from learning import build
 from options import contrast
+from options.linear import LinearOptions
 
 
 def save_npz(path, size=32, **changes):
@@ -133,13 +133,8 @@ def test_stl10(stl10):
     assert val.labels.tolist() == [4, 0] and val.classes == labelled.classes
 
 
-def options(**changes):
-    values = dict(data_folder=None, imagenet100path=None, download=False, data_fraction=1.0, mean=None, std=None)
-    return SimpleNamespace(**values | changes)
-
-
 def test_evaluations_take_the_labelled_images(stl10):
-    opt = options(dataset="stl10", data_folder=stl10)
+    opt = LinearOptions(dataset="stl10", data_folder=stl10)
     train, test = build.labelled_sources(opt, build.source(opt, "train"))
     assert len(train) == 3 and len(test) == 2
     same = build.labelled_sources(opt, train)[0]
@@ -147,7 +142,7 @@ def test_evaluations_take_the_labelled_images(stl10):
 
 
 def test_statistics_of_the_user_replace_those_of_the_data():
-    source = build.source(options(dataset="shapes", mean=(0.1, 0.2, 0.3)), "val")
+    source = build.source(LinearOptions(dataset="shapes", mean=(0.1, 0.2, 0.3)), "val")
     assert source.mean == (0.1, 0.2, 0.3) and source.std == open_source("shapes", "val").std
 
 
@@ -164,7 +159,7 @@ def test_download(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", Fetched)
     folder = str(tmp_path / "new")
-    assert len(build.source(options(dataset="cifar10", data_folder=folder, download=True), "train")) == 4
+    assert len(build.source(LinearOptions(dataset="cifar10", data_folder=folder, download=True), "train")) == 4
     assert asked[0] == (folder, True), "the first look fetches"
 
 
