@@ -12,6 +12,7 @@ exit status is 1 if anything differs, and then the runs stay. Other flags go to 
 import argparse
 import functools
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
@@ -55,6 +56,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for name, default in (defaults | {"kills": 20, "images": 500, "seed": 0}).items():
         help = f"{'all, or ' * (name == 'methods')}by default {default}"
         parser.add_argument(f"--{name}", type=type(default), default=default, metavar="N", help=help)
+    if importlib.util.find_spec("tensorboard") is None:
+        parser.error("tensorboard is not installed, which reads the events to compare: pip install tensorboard")
     return parser.parse_known_args(argv)
 
 

@@ -1,6 +1,15 @@
 """The soak script: a killed run goes on to the same bits, and a difference of one number would be found."""
 
+import pytest
+
 from scripts import soak
+
+
+def test_without_tensorboard_it_says_so_at_once(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        soak.main(["--kills", "1"])
+    assert "pip install tensorboard" in capsys.readouterr().err
 
 
 def test_one_kill_changes_nothing(capsys):
