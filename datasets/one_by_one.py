@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import torch
 import torchvision.transforms.functional as F
-from PIL import Image
 from torch import Tensor
 
 from datasets.photometric import REACH
@@ -54,7 +53,7 @@ def _coloured(image: Tensor, *, order: list[int], gray: bool, sigma: float, sola
 
 class _View(View):
     def _cropped(self, image: Tensor, box: list[int]) -> Tensor:
-        return F.pil_to_tensor(F.resized_crop(_pillow(image), *box, [self.size, self.size]))
+        return F.pil_to_tensor(F.resized_crop(F.to_pil_image(image), *box, [self.size, self.size]))
 
     def _cropped_batch(self, images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
         crops = [
@@ -66,8 +65,4 @@ class _View(View):
 
 class _Centre(Centre):
     def _scaled(self, image: Tensor) -> Tensor:
-        return F.pil_to_tensor(F.resize(_pillow(image), self._sides(*image.shape[1:])))
-
-
-def _pillow(image: Tensor) -> Image.Image:
-    return Image.fromarray(image.permute(1, 2, 0).numpy())
+        return F.pil_to_tensor(F.resize(F.to_pil_image(image), self._sides(*image.shape[1:])))

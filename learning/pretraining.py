@@ -174,7 +174,9 @@ class Pretraining:
         return f"{rare}, and go on from the moment before with --resume {self.run.folder / name}"
 
     def _between_steps(self, stop: Callable[[int], bool], step: int) -> bool:
-        """Save where --save_every_steps says so; at the end of an epoch `train` will. Then what `stop` says."""
+        """Save where --save_every_steps says so or too many images are bad, which ends the run; at the end of an epoch
+        `train` will. Then what `stop` says.
+        """
         self.step, every = step, self.opt.save_every_steps
         bad_images = self.progress.bad_images
         if step % self.steps_per_epoch and (bad_images.too_many or every and step % every == 0):

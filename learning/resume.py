@@ -41,9 +41,9 @@ HOUSEKEEPING = frozenset(
     }
     # fmt: on
 )
-# Those of a start, not of a run: what was typed then says nothing about now.
-MOMENTARY = HOUSEKEEPING - {"print_freq", "save_freq", "save_every_steps", "keep", "knn_freq", "grad_norms"}
-MOMENTARY = MOMENTARY - {"num_workers", "tb_path"}
+# Those of a run, kept when it is resumed, and those of a start: what was typed then says nothing about now.
+HABITS = {"print_freq", "save_freq", "save_every_steps", "keep", "knn_freq", "grad_norms", "num_workers", "tb_path"}
+MOMENTARY = HOUSEKEEPING - HABITS
 # Options a checkpoint's tensors depend on, those first that decide about others.
 SHAPE = (
     "method",
@@ -141,15 +141,18 @@ def adopt(opt: Options, origins: dict[str, str], stored: dict[str, Any]) -> tupl
     stored = {"decay_all": stored.get("optimizer") != "lars", "sync_bn": False} | stored
     taken, notes, rank = {}, [], {name: place for place, name in enumerate(SHAPE)}
     for name, value in sorted(dataclasses.asdict(opt).items(), key=lambda item: rank.get(item[0], len(rank))):
-        before = tuple(stored[name]) if isinstance(stored.get(name), list) else stored.get(name, value)
         if name in MOMENTARY or name not in stored:
             continue
-        if not origins[name].startswith(TYPED) or value in AUTOMATIC and before != value:
+        before = tuple(stored[name]) if isinstance(stored[name], list) else stored[name]
+        asked = origins[name].startswith(TYPED)
+        if asked and before == value:
+            continue
+        if not asked or value in AUTOMATIC:
             taken[name] = before
-        elif name in SHAPE and before != value:
+        elif name in SHAPE:
             raise ValueError(
                 f"--{name} {value} contradicts the checkpoint, which has {before}; resume with its own options."
             )
-        elif name not in HOUSEKEEPING and before != value:
+        elif name not in HOUSEKEEPING:
             notes.append(f"Going on with --{name} {value}; the checkpoint was trained with {before}.")
     return dataclasses.replace(opt, **taken), dict.fromkeys(taken, "checkpoint"), notes

@@ -1,13 +1,13 @@
 """Measure this machine, each row against the reference recipe.
 
 examples:
-  python scripts/benchmark.py                                    # everything: five minutes on 2 cores
+  python scripts/benchmark.py                                    # everything: six minutes on 2 cores
   python scripts/benchmark.py data --data_folder my/images
 
-Both sides of a row run in turn (A B A B ...), training in a process for each; the table, in Markdown, has their
-medians. "Reference" is what public code does, in a few lines of our own: training in fp32 on views that torchvision
-makes image by image, and FT's published recipe, which draws every lambda with numpy. "Here" are the program's parts
-under the options it would choose. What would be faster on this machine is said below the table.
+Both sides of a row run in turn (A B A B ...), of images and training the reference in a process of its own; the table,
+in Markdown, has their medians. "Reference" is what public code does, in a few lines of our own: training in fp32 on
+views that torchvision makes image by image, and FT's published recipe, which draws every lambda with numpy. "Here" are
+the program's parts under the options it would choose. What would be faster on this machine is said below the table.
 """
 
 import argparse

@@ -240,8 +240,7 @@ def test_a_complete_run_stays_as_it_is(tmp_path, capsys):
         ("--epochs 9 --stop_epoch 2", "Nothing to do: 2 epochs are trained, and --stop_epoch is 2"),
         ("--name other", "Already complete"),
     ]:
-        name = more if "--name" in more else ""
-        pretrain_line(f"{SMALL} --input_res 8 --device cpu --resume {folder} --model_path {tmp_path} {more} {name}")
+        pretrain_line(f"{SMALL} --input_res 8 --device cpu --resume {folder} --model_path {tmp_path} {more}")
         assert said in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     assert not (tmp_path / "other").exists()
